@@ -82,16 +82,21 @@ def check_detections(
                 continue
             values = [by_label[label] for label in batch.images]
             names = (reference, name, batch.name)
-            matchings.append(matcher.match_found(names, values, detections, limits))
+            matching = matcher.match_found(names, values, detections, limits)
+            matchings.append(_with_proposals(matching) if spec.output.two_stages else matching)
             if spec.output.two_stages:
                 found_differences.append(_masks(names, values, best or detections, layout, limits))
             if best is None and layout.prototypes is None:
                 continue
             given, most = best or detections, spec.thresholds.max_det
             rows = [matcher.rows_in(each) for each in values]
-            parts = [_best(r, b, layout, most, limits) for r, b in zip(rows, given, strict=True)]
+            parts = [
+                _best(r, b, layout, most, limits, chosen=spec.output.two_stages)
+                for r, b in zip(rows, given, strict=True)
+            ]
             if best is not None:
-                matchings.append(_matching(names, parts, layout, limits))
+                matching = _matching(names, parts, layout, limits)
+                matchings.append(_with_proposals(matching) if spec.output.two_stages else matching)
                 found_differences += _differences(names, parts, layout, limits)
             if layout.prototypes is not None:
                 found_differences.append(_prototype_masks(names, values, given, parts, layout, limits))
@@ -124,6 +129,18 @@ def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array
     if found.masks is not None:  # after the columns of the layout
         rows = np.concatenate((rows, found.masks.reshape(len(rows), math.prod(found.masks.shape[1:]))), 1)
     return rows
+
+
+def _with_proposals(matching: Matching) -> Matching:
+    """Return a matching of which one pair may lack its partner, in a precision in which some may.
+
+    Proposals are decided before detections are, and no output shows them: where rounding exchanges one, a detection of
+    few is another one.
+    """
+    limits, total = matching.limits, matching.expected + matching.found
+    if not limits.unmatched or not total:
+        return matching
+    return replace(matching, limits=replace(limits, unmatched=max(limits.unmatched, 2 / total)))
 
 
 def _run(
@@ -165,10 +182,13 @@ class _Best:
     places: tuple[Array, Array]
 
 
-def _best(rows: Array, found: NetworkDetections, layout: RawDetections, most: int, limits: Tolerance) -> _Best:
+def _best(
+    rows: Array, found: NetworkDetections, layout: RawDetections, most: int, limits: Tolerance, *, chosen: bool = False
+) -> _Best:
     """Pair the best rows with the candidate's of the same box and score; the candidate gives at most ``most`` rows.
 
-    A partner has the row's best class, or one that scores as much but for rounding.
+    A partner has the row's best class, or one that scores as much but for rounding. With ``chosen``, rows are what NMS
+    in the network has left, so a row may lack its partner and lie near to another: a partner is within the tolerance.
     """
     count = min(ROWS, most)
     top = Thresholds(conf=0.0, iou=1.0, max_det=count, pre_nms_topk=count)
@@ -179,13 +199,15 @@ def _best(rows: Array, found: NetworkDetections, layout: RawDetections, most: in
     free = np.ones(len(given), bool)
     pairs: list[tuple[int, int]] = []
     # Partners are searched within a pixel and a score of 0.001, or more for a lower precision.
-    near, alike = max(1.0, 4 * limits.pixels), max(1e-3, 2 * limits.max_score)
+    near, alike = np.full(count, max(1.0, 4 * limits.pixels)), max(1e-3, 2 * limits.max_score)
+    if chosen and limits.judged:
+        near = np.maximum(1.0, limits.pixels + limits.side * (boxes[:, 2:] - boxes[:, :2]).max(1, initial=0.0))
     last = float(found.scores[-1]) if len(found.scores) == most else -1.0  # a list that is not full has no tail
     tail = 0
     scores = class_scores(rows[kept.rows], layout)
     known = np.clip(found.labels, 0, scores.shape[1] - 1)
     for i in range(count):
-        distance = np.abs(found.boxes - boxes[i]).max(1) / near
+        distance = np.abs(found.boxes - boxes[i]).max(1) / near[i]
         distance += np.abs(found.scores - kept.scores[i]) / alike
         tied = (scores[i, known] >= scores[i, kept.labels[i]] - limits.max_score) & (known == found.labels)
         distance[~free | ~tied] = np.inf

@@ -16,6 +16,7 @@ from onnx_ir.passes import common
 from torch import nn
 
 from deploykit.errors import UsageError
+from deploykit.export.engine.split import split
 from deploykit.export.graph.finalize import finalize_graph, write
 from deploykit.export.graph.passes import initializers_of
 from deploykit.export.nms.plan import NmsPlan
@@ -39,6 +40,9 @@ __all__ = [
     "ExportContext", "Further", "PrecisionReport", "TracedGraph", "convert_precision", "traced_graph", "verify_file",
     "verify_precision",
 ]  # fmt: skip
+
+
+ROI_ALIGN = 21  # opset; of 22 there is one for bf16
 
 
 @dataclass(frozen=True)
@@ -250,6 +254,8 @@ def trace_with_rows(
     """
     graph = _traced(context, *context.plan.module_with_rows(context.fused))
     rows = with_outputs(graph, context.rows_plan.outputs)
+    if context.rows.output.two_stages:  # ONNX Runtime has no newer RoiAlign, and these differ in their types alone
+        rows.opset_imports[""] = min(rows.opset_imports[""], ROI_ALIGN)
     finalize_graph(rows, context.rows, context.rows_plan, context.fused)
     base = folder / "base" / f"{name}.onnx"  # in a separate folder, which is removed before the others are published
     base.parent.mkdir()
@@ -319,9 +325,16 @@ def _named_nodes(graph: ir.Model, options: PrecisionOptions) -> tuple[str, ...]:
 def _quantize(
     context: ExportContext, options: PrecisionOptions, graph: ir.Model, base: Path
 ) -> tuple[ir.Model, PrecisionReport]:
-    """Quantize to int8 or fp8, by ranges measured on the network with raw rows."""
+    """Quantize to int8 or fp8, by ranges measured on the network with raw rows.
+
+    Of a detector in two stages the first is quantized and measured, by all that the second takes from it: detections
+    are decisions, and have no derivative.
+    """
     context.progress.step("quantizing")
     before = graph.clone()
+    if context.rows.output.two_stages:
+        first = split(base)[0]
+        base = write(first, base.with_name("first.onnx"), sum(c.size for c in initializers_of(first)))
     done = quantize_graph(graph, base, context.rows, options, Within("quantizing: ", context.progress))
     found, shares = done.sensitivity, {}
     if found is not None and found.whole:

@@ -21,6 +21,7 @@ __all__ = [
     "lengths",
     "norms",
     "running_sums",
+    "second_stage",
     "sharp_attention",
 ]  # fmt: skip
 
@@ -112,6 +113,16 @@ def boxes(nodes: Sequence[ir.Node], layers: Collection[ir.Node]) -> set[ir.Node]
         if node.op_type == "RoiAlign" or (moves and looked_up):
             found.add(node)
     return found - decode(nodes, layers)
+
+
+def second_stage(nodes: Iterable[ir.Node]) -> set[ir.Node]:
+    """Return the nodes behind a RoiAlign: what a detector in two stages computes of each box."""
+    found: set[ir.Node] = set()
+    for node in nodes:  # in the graph's order: producers come first
+        producers = (value.producer() for value in node.inputs if value is not None)
+        if node.op_type == "RoiAlign" or any(p in found for p in producers if p is not None):
+            found.add(node)
+    return found
 
 
 def running_sums(nodes: Iterable[ir.Node]) -> set[ir.Node]:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from deploykit.errors import ExportError
 from deploykit.export.options import QuantKind
-from deploykit.export.precision.half_rules import compute_nodes
+from deploykit.export.precision.half_rules import compute_nodes, second_stage
 from deploykit.runtime.arrays import Array
 
 __all__ = [
@@ -47,8 +47,12 @@ class QuantizationResult:
 
 
 def quantisable(graph: Any) -> list[ir.Node]:
-    """Return the convolutions and matrix products with constant weights, in the graph's order."""
-    return [node for node in compute_nodes(graph) if _weight(node) is not None]
+    """Return the convolutions and matrix products with constant weights, in the graph's order.
+
+    The heads of a detector in two stages are none: what they give moves boxes and decides which of them stay.
+    """
+    heads = second_stage(graph)
+    return [node for node in compute_nodes(graph) if node not in heads and _weight(node) is not None]
 
 
 def weight_of(node: ir.Node) -> Array:
@@ -157,7 +161,8 @@ def _weight(node: ir.Node) -> Any:
     value = node.inputs[1]
     if not value.is_initializer() or value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
         return None
-    return value.const_value if len(value.const_value.shape) >= 2 else None
+    sides = len(value.const_value.shape)  # a product with several matrices has no integer kernel in ONNX Runtime
+    return value.const_value if (sides == 2 if node.op_type == "MatMul" else sides >= 2) else None
 
 
 def channel_axis(node: ir.Node) -> int | None:

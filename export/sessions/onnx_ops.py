@@ -56,6 +56,17 @@ def _layer_norm(values: Values, attributes: Attributes) -> tuple[Tensor, ...]:
     return found[0].to(required(values[0]).dtype), *found[1:]
 
 
+def _group_norm(values: Values, attributes: Attributes) -> Tensor:
+    """Compute GroupNormalization of opset 21 in float32 and round it once."""
+    x, scale, shift = (required(v) for v in values)
+    if len(scale) != x.shape[1]:
+        raise UnsupportedFormError("GroupNormalization of opset 18")
+    wide = functional.group_norm(
+        x.float(), attributes["num_groups"], scale.float(), shift.float(), attributes.get("epsilon", 1e-5)
+    )
+    return wide.to(x.dtype)
+
+
 def _split(values: Values, attributes: Attributes) -> tuple[Tensor, ...]:
     x, axis = required(values[0]), attributes.get("axis", 0)
     if len(values) > 1 and values[1] is not None:
@@ -230,6 +241,7 @@ OPERATORS: dict[str, Operator] = {
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "Gemm": _gemm,
+    "GroupNormalization": _group_norm,
     "HardSigmoid": lambda values, a: torch.clamp(
         required(values[0]) * a.get("alpha", 0.2) + a.get("beta", 0.5), 0.0, 1.0
     ),
