@@ -27,10 +27,10 @@ from deploykit.export.engine.builder import Network, build, check_options, defau
 from deploykit.export.engine.layers import precisions_in
 from deploykit.export.engine.progress import BuildProgress
 from deploykit.export.engine.report import EngineReport
-from deploykit.export.engine.split import split
 from deploykit.export.engine.timing_cache import place_of_cache
 from deploykit.export.graph.finalize import external_data_path, write
 from deploykit.export.graph.passes import initializers_of
+from deploykit.export.graph.split import split
 from deploykit.export.nms.graph import CONF
 from deploykit.export.options import EngineOptions
 from deploykit.export.output import check_writable, output_path, publish, staging_dir

@@ -16,9 +16,9 @@ from onnx_ir.passes import common
 from torch import nn
 
 from deploykit.errors import UsageError
-from deploykit.export.engine.split import split
 from deploykit.export.graph.finalize import finalize_graph, write
 from deploykit.export.graph.passes import initializers_of
+from deploykit.export.graph.split import split
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.options import KeepAs, Precision, PrecisionOptions
 from deploykit.export.parity.extremes import divides

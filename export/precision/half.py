@@ -56,8 +56,8 @@ LEAST_STORED = 1024  # elements; smaller constants of a layer in fp32 are not wo
 
 @dataclass(frozen=True)
 class HalfReport:
-    """The result of a conversion. ``kept``: the nodes in fp32 by reason (decode, boxes, operator, range, type, asked, or
-    tolerance, where a search has found them).
+    """The result of a conversion. ``kept``: the nodes in fp32 by reason (decode, boxes, operator, range, type, asked,
+    or tolerance, where a search has found them).
 
     ``casts``: how many Cast nodes there are. ``largest``: the largest value of any half tensor, and its name.
     ``stored``: fp32 nodes whose weights are stored as half. ``flushed``: weight -> the share of it that becomes zero.

@@ -22,13 +22,21 @@ from torch import Tensor, nn
 from deploykit.cli import main
 from deploykit.errors import CheckpointError, ExportError, ImageSizeError, ParityError, SpecError, UsageError
 from deploykit.export.engine.build import NO_GPU, build_engine
-from deploykit.export.engine.split import DATA_DEPENDENT_OPS, split
 from deploykit.export.graph import finalize
+from deploykit.export.graph.split import DATA_DEPENDENT_OPS, split
 from deploykit.export.graph.trace import export_to_ir
-from deploykit.export.options import OnnxOptions, PrecisionOptions
+from deploykit.export.options import Calibration, OnnxOptions, PrecisionOptions
 from deploykit.export.parity.compare import check_expected, compare, expect
 from deploykit.export.parity.inputs import make_parity_inputs
+from deploykit.export.parity.nms import check_detections
+from deploykit.export.parity.tolerances import LIMITS
+from deploykit.export.parity.verification import largest_values
+from deploykit.export.precision.half import HalfType, to_half
+from deploykit.export.precision.quantize import quantize_graph
+from deploykit.export.precision.read_back import precisions_of
+from deploykit.export.precision.search.names import label_of
 from deploykit.export.report import ExportReport
+from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import evaluate, load
 from deploykit.models.families.vitdet import model as vitdet
@@ -36,6 +44,7 @@ from deploykit.models.families.vitdet.mask_rcnn import CASCADE, MaskRcnn
 from deploykit.models.families.vitdet.model import DetectorConfig, VitDetConfig
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import ReferenceModel, create_model, load_model, with_rewrite
+from deploykit.progress import SILENT
 from deploykit.runtime.backends.chain import ChainSession
 from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import gpu_unavailable_reason
@@ -137,6 +146,73 @@ def test_the_map_may_be_interpolated(tmp_path: Path) -> None:
         with_rewrite(model_of(), "interpolate:3")
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_gives_the_same_detections_and_masks(precision: HalfType, exported: ExportReport) -> None:
+    """The file of fp32, converted: tests/export/precision/test_two_stages.py exports it."""
+    graph, spec = ir.load(exported.path), exported.spec
+    graph.opset_imports[""] = 22  # of convolutions in bf16
+    feeds = make_parity_inputs(spec, ())
+    opened = replace(spec, thresholds=replace(spec.thresholds, conf=0.0))
+    with open_session(exported.path) as session:
+        expected = expect({"m.onnx": session}, opened, feeds)
+    done = to_half(graph, precision, largest=largest_values(graph, feeds, SILENT))
+    assert len(done.kept["boxes"]) > 100
+    with OnnxInTorchSession(graph) as session:
+        every = session.with_values({"nms_conf": np.zeros(1, np.float32)})
+        limits = replace(LIMITS[precision], max_score=LIMITS[precision].max_score * 0.6)  # and with room to spare
+        parity = check_detections(expected, precision, session, spec, limits, opened=every)
+    assert parity.ok, parity.worst
+    assert {d.values for d in parity.differences} == {"boxes", "scores", "masks"}
+    assert all(d.max_abs > 1e-4 for d in parity.differences)  # it is rounded
+    assert set(precisions_of(graph)) == {precision}
+
+
+def test_int8_is_in_the_first_stage_alone(exported: ExportReport, tmp_path: Path) -> None:
+    for number in range(2):
+        image = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / f"{number}.png"), image)
+    first, graph = tmp_path / "first.onnx", ir.load(exported.path)
+    ir.save(split(exported.path)[0], first)
+    options = PrecisionOptions(
+        "int8", calibration=Calibration(tmp_path, method="minmax"), nodes_to_exclude="none", cache=False
+    )
+    report = quantize_graph(graph, first, exported.spec, options)
+    layers = {label_of(node) for node in ir.load(exported.path).graph if str(node.name) in report.done.layers}
+    assert len(layers) > 30
+    assert all(label.startswith(("backbone.", "proposal_generator.")) for label in layers)
+    assert 0 < report.errors["minmax"] < 1  # relative, summed over all that the second stage takes
+    ir.save(graph, tmp_path / "int8.onnx")
+    with open_session(tmp_path / "int8.onnx") as session, open_session(exported.path) as exact:
+        image = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
+        found, expected = (one.run({"images": image}) for one in (session, exact))
+    assert int(found["num_dets"][0, 0]) > 3
+    assert np.abs(found["scores"] - expected["scores"]).max() < 0.1
+    assert precisions_of(graph)["int8"] == list(report.done.layers)
+
+
+def test_masks_are_judged_as_a_whole_where_boxes_may_move(exported: ExportReport) -> None:
+    spec = exported.spec
+    with open_session(exported.path) as session:
+        expected, run = expect({"m.onnx": session}, spec, make_parity_inputs(spec, ())), session.run
+        found = {}
+        for change, cells in ((0.05, slice(None)), (0.3, slice(1)), (np.nan, slice(1))):
+
+            def changed(inputs: Any, change: float = change, cells: slice = cells) -> dict[str, Any]:
+                outputs = run(inputs)
+                masks = outputs["masks"] = outputs["masks"].copy()
+                masks[0, 0].reshape(-1)[cells] += change
+                return outputs
+
+            session.run = changed  # type: ignore[method-assign]  # of this session alone
+            for precision in ("fp32", "fp16"):
+                parity = check_expected(expected, "it", session, spec, LIMITS[precision])
+                found[change, precision] = all(d.ok for d in parity.differences if d.values == "masks")
+    assert not any(found[change, "fp32"] for change in (0.05, 0.3))
+    assert not found[0.05, "fp16"]
+    assert found[0.3, "fp16"]  # one cell of 784
+    assert [ok for (change, _), ok in found.items() if np.isnan(change)] == [False, False]
+
+
 @pytest.mark.slow
 def test_images_of_a_batch_do_not_mix(exported: ExportReport, tmp_path: Path) -> None:
     report = onnx_from_model(model_of(), out=tmp_path / "m.onnx", dynamic="batch")
@@ -177,7 +253,7 @@ def test_a_wrong_file_is_refused(part: str, tmp_path: Path, monkeypatch: pytest.
     [
         ({"nms": "graph"}, "already has NMS inside"),
         ({"exporter": "legacy"}, "needs --exporter dynamo"),
-        ({"precision": PrecisionOptions("fp16")}, "--precision fp16 is not supported for vitdet-d16-4"),
+        ({"precision": PrecisionOptions("fp16", half_io="output")}, "detections that a network chooses are float32"),
         ({"dynamic": "shape"}, "the positions of its attentions depend on"),
         ({"img": 72}, "multiples of its stride 16"),
     ],

@@ -70,6 +70,18 @@ def test_nms_keeps_what_no_better_one_of_its_group_overlaps(seed: int, threshold
     assert torch.nonzero(kept)[:, 0].tolist() == expected.tolist()
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
+def test_groups_may_come_in_any_order_but_their_own(seed: int) -> None:
+    """So proposals of several levels need no common order, which would be a TopK of more than TensorRT computes."""
+    chance = torch.Generator().manual_seed(seed)
+    boxes, groups = boxes_of(24, seed, 20.0), torch.randint(0, 3, (24,), generator=chance)
+    by_group = torch.argsort(groups, stable=True)
+    exists, iou = torch.ones(1, 24, dtype=torch.bool), torch.tensor([0.5], dtype=WIDE)
+    kept = keep_best(boxes[None], groups[None], exists, iou, 3)[0]
+    assert torch.equal(keep_best(boxes[by_group][None], groups[by_group][None], exists, iou, 3)[0], kept[by_group])
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0.1, 5000), st.floats(0.1, 5000))
 def test_a_box_is_looked_up_on_the_level_of_its_size(width: float, height: float) -> None:

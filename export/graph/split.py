@@ -32,7 +32,7 @@ def split(file: Path) -> tuple[ir.Model, ir.Model]:
     behind: set[str] = set()
     for node in model.graph:  # in the graph's order: producers come first
         takes = (value.name for value in node.inputs if value is not None)
-        if node.op_type in DATA_DEPENDENT_OPS or any(name in behind for name in takes):
+        if node.op_type in DATA_DEPENDENT_OPS or _widens(node) or any(name in behind for name in takes):
             behind.update(str(value.name) for value in node.outputs)
     before = {str(value.name) for node in model.graph for value in node.outputs} - behind
     given = {str(value.name) for value in model.graph.inputs}
@@ -48,6 +48,20 @@ def split(file: Path) -> tuple[ir.Model, ir.Model]:
     _cut_after(model, list(borders))
     _cut_before(second, list(borders))
     return model, second
+
+
+def _widens(node: ir.Node) -> bool:
+    """Whether a node only widens fp16 values for the second stage, which takes them as they are: half of the bytes."""
+    value = node.inputs[0] if node.op_type == "Cast" else None
+    if value is None or value.dtype != ir.DataType.FLOAT16 or node.outputs[0].dtype != ir.DataType.FLOAT:
+        return False
+    users = [user for user, _ in node.outputs[0].uses()]
+    return bool(users) and all(user.op_type in DATA_DEPENDENT_OPS or _gathers(user) for user in users)
+
+
+def _gathers(node: ir.Node) -> bool:
+    """Whether a node looks values up by indices that were chosen."""
+    return node.op_type in ("Gather", "GatherElements", "GatherND")
 
 
 def _load_with_types(file: Path) -> ir.Model:
