@@ -225,13 +225,8 @@ class Verification:
             if not value.float().isfinite().all():
                 broken.append(tensor)
 
-        title = f"{name} in torch"
         with OnnxInTorchSession(graph, observe=observe) as session:
-            if spec.output.two_stages:  # detections of any score too, as in ONNX Runtime
-                opened = session.with_values({CONF: np.zeros(1, np.float32)})
-                parity = check_detections(expected, title, session, spec, limits, opened=opened, progress=self._details)
-            else:
-                parity = check_expected(expected, title, session, spec, limits, self._details)
+            parity = _checked(expected, f"{name} in torch", session, spec, limits, self._details)
             (info,), seen = session.inputs, ""
             for label, image in with_plain(self.feeds, self.rows.input, graph.graph).items():
                 if label not in self.feeds.images and not broken:
@@ -257,7 +252,7 @@ class Verification:
         with OnnxInTorchSession(graph, observe=observe) as session:
             for batch in order:
                 expected = replace(self.expected, feeds=replace(feeds, batches=(batches[batch],)))
-                if not check_expected(expected, name, session, self.rows, limits).ok or broken:
+                if not _checked(expected, name, session, self.rows, limits).ok or broken:
                     return batch
         return ""
 
@@ -265,6 +260,21 @@ class Verification:
     def _details(self) -> Progress:
         """The progress of the check, whose steps get a common prefix."""
         return Within("checking: ", self.progress)
+
+
+def _checked(
+    expected: ReferenceOutputs,
+    name: str,
+    session: OnnxInTorchSession,
+    spec: ModelSpec,
+    limits: Tolerance,
+    progress: Progress = SILENT,
+) -> ParityReport:
+    """Compare a graph in torch; of a detector in two stages detections of any score too, as in ONNX Runtime."""
+    if not spec.output.two_stages:
+        return check_expected(expected, name, session, spec, limits, progress)
+    opened = session.with_values({CONF: np.zeros(1, np.float32)})
+    return check_detections(expected, name, session, spec, limits, opened=opened, progress=progress)
 
 
 def largest_values(
