@@ -13,8 +13,12 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from deploykit.errors import ExportError
+from deploykit.export.graph.finalize import write
+from deploykit.export.graph.passes import initializers_of
 
-__all__ = ["DATA_DEPENDENT_OPS", "split"]
+__all__ = ["DATA_DEPENDENT_OPS", "split", "with_known_roi_align", "write_first_stage"]
+
+ROI_ALIGN = 21  # the newest opset that ONNX Runtime 1.31 computes RoiAlign of
 
 DATA_DEPENDENT_OPS = ("NonMaxSuppression", "NonZero", "RoiAlign", "TopK")
 """Operators that begin the second stage."""
@@ -48,6 +52,20 @@ def split(file: Path) -> tuple[ir.Model, ir.Model]:
     _cut_after(model, list(borders))
     _cut_before(second, list(borders))
     return model, second
+
+
+def write_first_stage(file: Path) -> Path:
+    """Write the first stage of a file beside it, and return its path."""
+    first = split(file)[0]
+    return write(first, file.with_name(f"first-{file.name}"), sum(c.size for c in initializers_of(first)))
+
+
+def with_known_roi_align(model: ir.Model) -> None:
+    """Lower the opset of an fp32 graph to one of whose RoiAlign ONNX Runtime has an implementation.
+
+    RoiAlign and the convolutions of opset 22 differ from those before in their types alone.
+    """
+    model.opset_imports[""] = min(model.opset_imports[""], ROI_ALIGN)
 
 
 def _widens(node: ir.Node) -> bool:

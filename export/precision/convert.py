@@ -18,7 +18,7 @@ from torch import nn
 from deploykit.errors import UsageError
 from deploykit.export.graph.finalize import finalize_graph, write
 from deploykit.export.graph.passes import initializers_of
-from deploykit.export.graph.split import split
+from deploykit.export.graph.split import with_known_roi_align, write_first_stage
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.options import KeepAs, Precision, PrecisionOptions
 from deploykit.export.parity.extremes import divides
@@ -40,9 +40,6 @@ __all__ = [
     "ExportContext", "Further", "PrecisionReport", "TracedGraph", "convert_precision", "traced_graph", "verify_file",
     "verify_precision",
 ]  # fmt: skip
-
-
-ROI_ALIGN = 21  # opset; of 22 there is one for bf16
 
 
 @dataclass(frozen=True)
@@ -254,8 +251,8 @@ def trace_with_rows(
     """
     graph = _traced(context, *context.plan.module_with_rows(context.fused))
     rows = with_outputs(graph, context.rows_plan.outputs)
-    if context.rows.output.two_stages:  # ONNX Runtime has no newer RoiAlign, and these differ in their types alone
-        rows.opset_imports[""] = min(rows.opset_imports[""], ROI_ALIGN)
+    if context.rows.output.two_stages:
+        with_known_roi_align(rows)
     finalize_graph(rows, context.rows, context.rows_plan, context.fused)
     base = folder / "base" / f"{name}.onnx"  # in a separate folder, which is removed before the others are published
     base.parent.mkdir()
@@ -333,8 +330,7 @@ def _quantize(
     context.progress.step("quantizing")
     before = graph.clone()
     if context.rows.output.two_stages:
-        first = split(base)[0]
-        base = write(first, base.with_name("first.onnx"), sum(c.size for c in initializers_of(first)))
+        base = write_first_stage(base)
     done = quantize_graph(graph, base, context.rows, options, Within("quantizing: ", context.progress))
     found, shares = done.sensitivity, {}
     if found is not None and found.whole:
