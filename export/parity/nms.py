@@ -260,14 +260,16 @@ def _masks(
     errors: list[Array] = []
     for reference, b in zip(rows, found, strict=True):
         assert b.masks is not None
-        boxes = _flat(reference.astype(np.float64), layout)[:, :4]
+        flat = _flat(reference.astype(np.float64), layout)
+        boxes, scores = flat[:, :4], flat[:, 4]
         labels = reference[:, slice(*layout.cls)].argmax(1)
         given = b.masks.reshape(len(b.masks), math.prod(b.masks.shape[1:]))
         for i in range(len(reference)):
             distance = np.abs(b.boxes - boxes[i]).max(1, initial=0.0)
-            distance[b.labels != labels[i]] = np.inf
+            distance[(b.labels != labels[i]) | (np.abs(b.scores - scores[i]) > 2 * limits.max_score)] = np.inf
             j = int(distance.argmin()) if len(distance) else -1
-            if j < 0 or distance[j] > max(limits.same_box, 10 * limits.pixels):
+            side = float((boxes[i, 2:] - boxes[i, :2]).max())
+            if j < 0 or not distance[j] <= max(limits.same_box, limits.pixels + limits.side * side):
                 continue  # the matching decides whether a partner is missing
             expected = reference[i, layout.columns :]
             error = np.abs(expected - given[j])
