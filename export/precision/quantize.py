@@ -159,8 +159,8 @@ def quantize_graph(
     """
     kind, calibration, exclude = options.quantised, options.calibration, options.nodes_to_exclude
     assert kind is not None and calibration is not None  # noqa: PT018  (PrecisionOptions checks it)
-    trials = _Trials(base, spec, options, calibration_images(calibration, spec, COMPARED))
-    if not quantisable(trials.graph().graph):
+    trials = _Trials(model, base, spec, options, calibration_images(calibration, spec, COMPARED))
+    if not quantisable(model.graph):
         raise ExportError(f"the graph has no convolution or matrix product with constant weights to quantize to {kind}")
     tried = [fold for fold in FOLDS if options.tries(fold.name)]
     trials.changes, folds = choose_folds(model, trials.images, trials.error_with, folds=tried, progress=progress)
@@ -207,13 +207,16 @@ def quantize_graph(
 class _Trials:
     """Quantized networks that are run on the images of a comparison.
 
-    ``exact`` are the outputs before by image; ``largest`` is what was measured of tensors. ``changes`` are the folds
-    that every network has. ``journal`` has what an earlier search has measured, also one that was killed. ``few`` is
-    how many of the first images are enough to compare layers.
+    ``model`` is the graph that becomes the file, with the folds that were chosen: its weights are in memory anyway, so
+    what weights were before is looked up there. ``exact`` are the outputs before by image; ``largest`` is what was
+    measured of tensors. ``changes`` are the folds that every network has. ``journal`` has what an earlier search has
+    measured, also one that was killed. ``few`` is how many of the first images are enough to compare layers.
     """
 
-    def __init__(self, base: Path, spec: ModelSpec, options: PrecisionOptions, images: Sequence[Array]) -> None:
-        self.base, self.spec, self.options, self.images = base, spec, options, images
+    def __init__(
+        self, model: ir.Model, base: Path, spec: ModelSpec, options: PrecisionOptions, images: Sequence[Array]
+    ) -> None:
+        self.model, self.base, self.spec, self.options, self.images = model, base, spec, options, images
         self.exact: list[dict[str, Tensor]] = []
         self.largest: Mapping[str, float] = {}
         about = {"spec": spec.to_json(), "options": repr(replace(options, nodes_to_exclude="auto", keep_file=None))}
@@ -287,7 +290,8 @@ class _Trials:
         self, ranges: Mapping[str, float], kept: Collection[str], progress: Progress
     ) -> tuple[float, dict[str, float]]:
         graph = self.graph()
-        weights = {str(node.name): weight_of(node) for node in quantisable(graph.graph) if str(node.name) not in kept}
+        names = {str(node.name) for node in quantisable(graph.graph)}.difference(kept)
+        weights = {str(n.name): weight_of(n) for n in quantisable(self.model.graph) if str(n.name) in names}
         quantize_as(graph, ranges, self.spec, self.options, kept, self.largest)
         count = min(self.few, CORRECTED if kept else RANKED)
         numbers = range(len(self.images))[-count:] if kept else range(count)
