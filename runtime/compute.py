@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from deploykit.errors import UsageError
+from deploykit.numerals import typed_number
 from deploykit.runtime.cores import limited_threads
 
 __all__ = ["ComputeOptions", "default_threads", "either", "limit_opencv", "parse_device"]
@@ -91,9 +92,9 @@ def default_threads() -> tuple[int | None, str]:
     typed = os.environ.get(THREADS, "").strip()
     if not typed:
         return limited_threads()
-    if not (typed.isascii() and typed.isdecimal() and len(typed) < 10 and int(typed)):
+    if not (count := typed_number(typed)):
         raise UsageError(f"{THREADS} must be a whole number from 1 on, got {typed!r}")
-    return int(typed), THREADS
+    return count, THREADS
 
 
 def limit_opencv() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import BackendError, DeviceError, MissingDependencyError, UsageError, import_extra
+from deploykit.numerals import typed_number
 from deploykit.runtime.arrays import Array
 
 __all__ = ["BINDINGS", "Gpu", "device_index", "gpu_unavailable_reason", "open_gpu"]
@@ -165,10 +166,10 @@ def device_index(provider: str) -> int:
         UsageError: ``provider`` has neither form.
     """
     kind, _, number = provider.partition(":")
-    is_number = number.isascii() and number.isdecimal() and len(number) < 10
-    if kind != "cuda" or (number and not is_number) or provider.endswith(":"):
+    index = typed_number(number) if number else 0
+    if kind != "cuda" or index is None or provider.endswith(":"):
         raise UsageError(f"the device must be cuda or cuda:N here, where N is the number of a GPU; got {provider!r}")
-    return int(number or 0)
+    return index
 
 
 def open_gpu(index: int = 0, binding: str = "auto") -> Gpu:

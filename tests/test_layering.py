@@ -22,8 +22,8 @@ TOPS = ("deploykit", "models", "export", "runtime")
 """The top-level folders. A room is a folder within them, or a file directly in one of them."""
 
 FLOORS = (
-    ("errors", "version", "connection", "progress", "strict_json", "coco_classes", "runtime", "models", "export",
-     "runtime.arrays", "runtime.cores", "models.imagenet_classes", "models.load_options",
+    ("errors", "version", "connection", "progress", "strict_json", "coco_classes", "numerals", "runtime", "models",
+     "export", "runtime.arrays", "runtime.cores", "models.imagenet_classes", "models.load_options",
      "models.signatures", "models.timm_options", "export.junit"),
     ("atomic", "error_texts", "spec", "runtime.files", "runtime.machine", "runtime.compute", "runtime.cuda",
      "models.checkpoint", "models.class_names", "models.fuse", "export.step_timer", "runtime.images.headers",
@@ -80,13 +80,16 @@ PARTS = {
     "progress": Part(),
     "strict_json": Part(),
     "coco_classes": Part(),
+    "numerals": Part(),
     "atomic": Part(words("errors")),
     "error_texts": Part(words("errors version")),
     "spec": Part(words("errors strict_json")),
     "describe": Part(words("spec")),
-    "models": Part(words("atomic errors progress strict_json coco_classes spec"), words("torch"), words("timm numpy")),
+    "models": Part(
+        words("atomic errors progress strict_json coco_classes numerals spec"), words("torch"), words("timm numpy")
+    ),
     "runtime": Part(
-        words("atomic connection errors version progress strict_json coco_classes spec describe"),
+        words("atomic connection errors version progress strict_json coco_classes numerals spec describe"),
         words("numpy cv2"),
         words("onnxruntime tensorrt pycuda supervision matplotlib yaml triton_python_backend_utils"),
     ),
@@ -104,11 +107,11 @@ PARTS = {
     "facade": Part(words("errors progress spec runtime export"), light=words("errors progress spec")),
     "cli": Part(
         words(
-            "atomic errors error_texts version progress strict_json spec describe releases doctor models runtime "
-            "export facade"
+            "atomic errors error_texts version progress strict_json numerals spec describe releases doctor models "
+            "runtime export facade"
         ),
         inside=words("rich cv2"),
-        light=words("errors error_texts version progress"),
+        light=words("errors error_texts version progress numerals"),
     ),
     "deploykit": Part(words("errors version")),
     "__main__": Part(words("cli")),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, get_args
 
 from deploykit.cli._display import console, parity_lines, parity_table
 from deploykit.cli._options import Flag, Flags
+from deploykit.numerals import typed_number
 
 if TYPE_CHECKING:
     from deploykit.export.engine.report import EngineReport
@@ -85,7 +86,8 @@ def gpu_number(text: str) -> int:
         raise UsageError(
             "--device is for engines, which are built on a GPU; ONNX files are made on the CPU: leave it out"
         )
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else device_index(text)
+    number = typed_number(text)
+    return device_index(text) if number is None else number
 
 
 def _profile(words: list[str]) -> Profile:
@@ -98,9 +100,10 @@ def _profile(words: list[str]) -> Profile:
         sides = word.lower().rpartition(":")[2].split("x")  # trtexec: images:1x3x640x640
         if len(sides) == 4 and sides[1] == "3":
             del sides[1]
-        if len(sides) != 3 or not all(side.isascii() and side.isdecimal() and len(side) < 10 for side in sides):
+        numbers = [number for side in sides if (number := typed_number(side)) is not None]
+        if len(sides) != 3 or len(numbers) != 3:
             raise UsageError(f"--profile takes shapes such as 1x640x640 (batch, height, width), got {word!r}")
-        batch, height, width = map(int, sides)
+        batch, height, width = numbers
         shapes.append((batch, 3, height, width))
     try:
         return Profile(*shapes)

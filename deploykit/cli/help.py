@@ -8,6 +8,7 @@ from deploykit.cli._commands import COMMANDS, Command, command_parser
 from deploykit.cli._suggest import FOREIGN_TOPICS, nearest
 from deploykit.error_texts import SHELL_CODES, TEXTS, explain
 from deploykit.errors import NotFoundError
+from deploykit.numerals import typed_number
 
 EXAMPLES = (
     ("deploykit help export", "the options of a command"),
@@ -27,8 +28,8 @@ def run(args: argparse.Namespace) -> int:
     topic = args.topic
     if topic is None:
         print(command_parser([]).format_help(), end="")
-    elif topic.isdecimal() and len(topic) < 10:
-        print(explained_code(int(topic)))
+    elif (code := typed_number(topic)) is not None:
+        print(explained_code(code))
     elif topic in COMMANDS:
         print(Command(topic).format_help(args.part), end="")
     else:

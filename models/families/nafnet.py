@@ -24,6 +24,7 @@ from deploykit.models.fuse import shared_copy
 from deploykit.models.layers.naf import BoxMean, FixedAttention, NafBlock, naf_blocks
 from deploykit.models.loading.shapes import CheckpointShapes
 from deploykit.models.registry import ReferenceModel, Rewrite
+from deploykit.numerals import typed_number
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
 WEIGHTS_LICENCE = "MIT code of Megvii; the data sets have terms of their own"
@@ -259,9 +260,10 @@ class NafnetFamily(Family[NafnetConfig]):
 def _tlc(network: nn.Module, argument: str) -> nn.Module:
     """``--rewrite tlc``, or ``tlc:192`` for weights that were trained on crops of 192 pixels."""
     assert isinstance(network, Nafnet)
-    if argument and not (argument.isascii() and argument.isdecimal() and len(argument) < 10):
+    side = typed_number(argument) if argument else SIZE
+    if side is None:
         raise UsageError(f"tlc:N takes the side of the crops that the weights were trained on, got {argument!r}")
-    return with_local_pool(network, int(argument or SIZE))
+    return with_local_pool(network, side)
 
 
 FAMILY = NafnetFamily()

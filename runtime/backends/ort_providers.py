@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any, Literal, Self, get_args
 
 from deploykit.errors import BackendError, UsageError
+from deploykit.numerals import typed_number
 from deploykit.runtime.backends.memory_limit import size_of
 from deploykit.runtime.session import TensorInfo
 
@@ -83,8 +84,8 @@ class CudaOptions:
             switch = name.removeprefix("no-")
             if name == "search" and value in get_args(Search):
                 values["search"] = value
-            elif name == "contexts" and value.isascii() and value.isdecimal() and len(value) < 10 and int(value):
-                values["contexts"] = int(value)
+            elif name == "contexts" and (count := typed_number(value)):
+                values["contexts"] = count
             elif name == "memory" and (size := size_of(value)):
                 values["memory"] = size
             elif switch in SWITCHES and not value:

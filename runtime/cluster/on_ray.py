@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from deploykit.errors import BackendError, DeployError, MissingDependencyError, UsageError, import_extra, installing
+from deploykit.numerals import typed_number
 from deploykit.runtime.cluster.work import Attempt, Done, Task, Work, Worker
 from deploykit.runtime.cores import usable_cores
 
@@ -103,10 +104,11 @@ def _check_answers(address: str) -> None:
         UsageError: it is no address. BackendError: nothing answers.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdecimal() and len(port) < 10):
+    number = typed_number(port)
+    if not host or number is None:
         raise UsageError(f"an address of Ray is local, auto or HOST:PORT, got {address!r}")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+        socket.create_connection((host.strip("[]"), number), ANSWER).close()
     except (OSError, OverflowError) as e:
         raise BackendError(f"no Ray was found at {address}: {e}; ray status tells the address, on the head") from e
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from deploykit.errors import UsageError
+from deploykit.numerals import typed_number
 from deploykit.spec import ModelSpec
 
 __all__ = ["labels_of"]
@@ -33,8 +34,7 @@ def _labels(wanted: int | str, names: Sequence[str], count: int) -> list[int]:
             named = [label for label, name in enumerate(names) if same(name) == same(wanted)]
             if named:
                 return named
-    is_number = not isinstance(wanted, str) or (wanted.isdecimal() and len(wanted) < 10)
-    number = int(wanted) if is_number else None
+    number = typed_number(wanted) if isinstance(wanted, str) else int(wanted)
     if number is not None and 0 <= number < count:
         return [number]
     close = get_close_matches(str(wanted).casefold(), [name.casefold() for name in names], 1)

@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from deploykit.errors import NotFoundError, UsageError
+from deploykit.numerals import typed_number
 from deploykit.runtime.results.base import encode_image
 from deploykit.runtime.serve.core.calls import Call, call_of
 from deploykit.runtime.serve.core.describing import documented
@@ -133,7 +134,8 @@ def _opened(word: str) -> Video:
     Raises:
         UsageError: it is none. NotFoundError, FetchError, ImageError: it cannot be opened.
     """
-    sources = open_sources(int(word) if word.isdecimal() and len(word) < 10 else word)
+    camera = typed_number(word)
+    sources = open_sources(word if camera is None else camera)
     if len(sources) != 1 or not isinstance(sources[0], Video):
         raise UsageError("a stream is a video, a camera or a live stream")
     return sources[0]

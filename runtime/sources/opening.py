@@ -10,6 +10,7 @@ from typing import Literal, cast
 
 from deploykit.atomic import temporary_folder
 from deploykit.errors import NotFoundError, UsageError, os_errors_as_output_errors
+from deploykit.numerals import typed_number
 from deploykit.runtime.files import exists, is_folder, similar_names
 from deploykit.runtime.images.folders import VIDEO_SUFFIXES, list_images, natural_order
 from deploykit.runtime.images.in_memory import AnyImage, is_image
@@ -41,7 +42,7 @@ def kind_of(source: str | os.PathLike[str] | int) -> Kind:
     text, path = os.fspath(source), Path(source)
     if is_folder(path):
         return "folder"
-    if text.isdecimal() and len(text) < 10 and not exists(path):
+    if typed_number(text) is not None and not exists(path):
         return "camera"
     if is_pattern(text):
         return "pattern"

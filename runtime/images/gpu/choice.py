@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from deploykit.errors import UsageError
+from deploykit.numerals import typed_number
 
 __all__ = ["DECODE", "EXTRA", "asked_gpu"]
 
@@ -24,10 +25,7 @@ def asked_gpu() -> int | None:
     if asked in ("", "cpu"):
         return None
     kind, _, number = asked.partition(":")
-    if (
-        kind != "gpu"
-        or (number and not (number.isascii() and number.isdecimal() and len(number) < 10))
-        or asked.endswith(":")
-    ):
+    index = typed_number(number) if number else 0
+    if kind != "gpu" or index is None or asked.endswith(":"):
         raise UsageError(f"{DECODE} must be cpu, gpu or gpu:N, where N is the number of a GPU; got {asked!r}")
-    return int(number or 0)
+    return index

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from deploykit.errors import UsageError
+from deploykit.numerals import typed_number
 from deploykit.runtime.serve.core.model import ServedModel
 
 __all__ = ["PARAMETERS", "asked_options"]
@@ -37,7 +38,8 @@ def _classes(value: Any) -> tuple[int | str, ...]:
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list) or not all(type(each) in (int, str) for each in items) or len(items) > MOST_CLASSES:
         raise ValueError
-    return tuple(int(each) if str(each).strip().isdecimal() else str(each).strip() for each in items)
+    words = (str(each).strip() for each in items)
+    return tuple(word if (number := typed_number(word)) is None else number for word in words)
 
 
 def _tile(value: Any) -> int | tuple[int, int]:

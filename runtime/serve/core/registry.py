@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import DeployError, NotFoundError, UsageError
+from deploykit.numerals import typed_number
 from deploykit.runtime.cores import usable_cores
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.serve.core.failures import RefusedError
@@ -110,7 +111,7 @@ class Registry:
         name = self.names[0] if name is None else name
         versions = self.versions(name)
         if version != "":
-            wanted = int(version) if str(version).isdecimal() and len(str(version)) < 10 else 0
+            wanted = typed_number(str(version)) or 0
             if wanted not in versions:
                 raise NotFoundError(
                     f"the model {name} has no version {str(version)[:20]!r}; it has {', '.join(map(str, versions))}"
