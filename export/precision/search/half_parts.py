@@ -26,6 +26,8 @@ PASSING = {
     "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
 """Operators whose values are those of their inputs, so that half precision rounds them no further."""
+SET_BY = {"Clip", "Pad", "Resize"}
+"""Operators whose further inputs are settings, such as limits and scales."""
 FOLLOWED = 500  # parts that are put in order; those after them are too small to matter
 
 Edge = tuple[str, str]
@@ -102,6 +104,8 @@ class _InHalf(WayBack[Edge]):
         name, taken = str(node.name), list(given)
         for place, (value, x) in enumerate(zip(node.inputs, given, strict=True)):
             if value is None or x is None or not x.is_floating_point():
+                continue
+            if place and node.op_type in SET_BY:
                 continue
             taken[place] = self._edge(str(value.name), name, x)
         return self._computed(node, taken, attributes)

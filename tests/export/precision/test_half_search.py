@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,13 @@ from deploykit.export.precision import convert_half as module
 from deploykit.export.precision.search.minimal import EVERY, first_enough, smallest_set
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.models.registry import ReferenceModel
+from deploykit.models.registry import ReferenceModel, load_model
+from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
+from tests.free_networks import free_network
+from tests.masked_network import masked_model
+from tests.narrow import model_of as few
+from tests.narrow_dense import narrow_dense
 
 
 class Offset(nn.Module):
@@ -108,6 +116,18 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "x.onnx").read_bytes() == (tmp_path / "y.onnx").read_bytes()
 
 
+def test_what_no_derivative_reaches_is_ranked_by_groups(tmp_path: Path) -> None:
+    class Ended(Offset):
+        def forward(self, images: Tensor) -> Tensor:
+            return nn.functional.selu(super().forward(images))  # onnx's reference computes it
+
+    report = export(tmp_path / "x.onnx", model_of(Ended(300.0, 12))).precision
+    assert report is not None
+    assert report.search is not None
+    assert report.search.ranked_by == "groups"
+    assert {layer.layer for layer in report.kept} == {"up", "down"}
+
+
 def test_a_network_that_nothing_helps_is_refused(tmp_path: Path) -> None:
     """Its layers are all alike."""
 
@@ -167,3 +187,68 @@ def test_the_search_finds_what_brute_force_finds(case: tuple[list[str], list[set
 @given(st.integers(0, 40), st.integers(1, 60))
 def test_the_first_count_that_is_enough(most: int, least: int) -> None:
     assert first_enough(most, lambda count: count >= least) == (least if least <= most else None)
+
+
+def offset_before(model: ReferenceModel) -> ReferenceModel:
+    """The same network behind an offset of its image that is taken away again."""
+    network = copy.deepcopy(model.module)
+    offset = 4000.0 if isinstance(network, LayerGraph) else 300.0  # what is not seen of it in random detections
+    channels = model.spec.input.channels
+    shift = nn.Sequential(*(nn.Conv2d(channels, channels, 1, groups=channels) for _ in range(2)))
+    for layer, weight, bias in zip(shift, (1.0, 0.5), (offset, -offset / 2), strict=True):
+        nn.init.constant_(layer.weight, weight)
+        nn.init.constant_(layer.bias, bias)
+    shift.requires_grad_(False)
+    if isinstance(network, LayerGraph):  # which is built anew when it is folded
+        network.model[0] = nn.Sequential(*shift, network.model[0])
+    else:
+        network.add_module("shift", shift)
+        network.register_forward_pre_hook(lambda module, given: (module.shift(given[0]), *given[1:]))
+    return replace(model, module=network.eval())
+
+
+TASKS: dict[str, Callable[[], ReferenceModel]] = {
+    "detect": lambda: few("few", objectness=3.0),
+    "keypoints": lambda: few("few", num_keypoints=3, objectness=3.0),
+    "pose objects": lambda: few("pose objects"),
+    "end to end": lambda: free_network("pose26"),
+    "oriented": lambda: free_network("oriented"),
+    "instances": masked_model,
+    "classify": lambda: narrow_dense("resnet18"),
+    "classify, attention": lambda: narrow_dense("mae-vit-b16"),
+    "segment": lambda: narrow_dense("unet"),
+    "restore": lambda: narrow_dense("nafnet-w32-gopro"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_a_search(task: str, tmp_path: Path) -> None:
+    model = offset_before(TASKS[task]())
+    precision = PrecisionOptions("fp16", cache=False)
+    with pytest.raises(ParityError, match="fp16 in torch"):
+        onnx_from_model(model, out=tmp_path / "x.onnx", precision=replace(precision, nodes_to_exclude="none"))
+    report = onnx_from_model(model, out=tmp_path / "x.onnx", precision=precision)
+    assert report.parity is not None
+    assert report.parity.ok
+    assert report.precision is not None
+    names = {"model.0.0", "model.0.1"} if isinstance(model.module, LayerGraph) else {"shift.0", "shift.1"}
+    assert names <= {layer.layer for layer in report.precision.kept}
+    assert len(report.precision.kept) <= 4
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_a_trained_network_that_bf16_breaks_keeps_one_layer(shared: Path, tmp_path: Path) -> None:
+    model = load_model(shared / "data" / "weights" / "unet_carvana_small.pth")
+    options = OnnxOptions(img=(320, 480))
+    precision = PrecisionOptions("bf16", cache=False)
+    alone = replace(precision, nodes_to_exclude="none")
+    with pytest.raises(ParityError, match="bf16 in torch"):
+        onnx_from_model(model, out=tmp_path / "x.onnx", precision=alone, options=options)
+    report = onnx_from_model(model, out=tmp_path / "x.onnx", precision=precision, options=options)
+    assert report.precision is not None
+    (layer,) = report.precision.kept
+    assert layer.layer == "inc.double_conv.0"
+    assert layer.share is not None
+    assert layer.share > 0.5
