@@ -162,7 +162,15 @@ def _needed(tensor: str, node: ir.Node, half: Collection[str]) -> Iterator[str]:
         one = ends.pop()
         if str(one.name) in half:
             yield str(one.name)
-        if one.op_type in PASSING:
+        if _passes(one):
             users = {user for made in one.outputs for user, _ in made.uses()} - seen
             seen |= users
             ends += users
+
+
+def _passes(node: ir.Node) -> bool:
+    """Whether the values of a node are those of its input."""
+    if node.op_type == "Resize":
+        mode = node.attributes.get("mode")
+        return mode is None or mode.value == "nearest"
+    return node.op_type in PASSING
