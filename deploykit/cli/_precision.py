@@ -208,5 +208,5 @@ def precision_facts(report: PrecisionReport) -> list[tuple[str, str]]:
 
 def _out_of_range(tensors: Mapping[str, tuple[float, str]], most: int = 3) -> list[str]:
     """Return lines about the tensors that stay in fp32 for their values, the largest first."""
-    lines = [f"{name} stays in fp32: it reaches {value:.4g} on {image}" for name, (value, image) in tensors.items()]
+    lines = [f"{name} stays in fp32: it reaches {value:,.0f} on {image}" for name, (value, image) in tensors.items()]
     return [*lines[:most], *([f"and {len(lines) - most} further tensors (--json)"] if len(lines) > most else [])]
