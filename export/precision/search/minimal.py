@@ -10,7 +10,7 @@ __all__ = ["EVERY", "first_enough", "smallest_set"]
 EVERY = 8
 """So many candidates at most are tried in every combination."""
 
-PRUNING = 48
+PRUNING = 32
 """Trials at most that look for layers which a set does not need."""
 
 Holds = Callable[[tuple[str, ...]], bool]
