@@ -23,14 +23,11 @@ from deploykit.errors import (
     import_extra,
     installing,
 )
-from deploykit.export.engine.builder import Network, build, check_options, default_profile, parse
+from deploykit.export.engine.builder import check_options
 from deploykit.export.engine.layers import precisions_in
-from deploykit.export.engine.progress import BuildProgress
 from deploykit.export.engine.report import EngineReport
-from deploykit.export.engine.timing_cache import place_of_cache
-from deploykit.export.graph.finalize import external_data_path, write
-from deploykit.export.graph.passes import initializers_of
-from deploykit.export.graph.split import split
+from deploykit.export.engine.stages import EngineJob
+from deploykit.export.graph.finalize import external_data_path
 from deploykit.export.nms.graph import CONF
 from deploykit.export.options import EngineOptions
 from deploykit.export.output import check_writable, output_path, publish, staging_dir
@@ -43,7 +40,6 @@ from deploykit.export.step_timer import StepTimer
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.backends import ort
 from deploykit.runtime.backends.chain import ChainSession
-from deploykit.runtime.backends.kept_bytes import keep_bytes, kept_bytes
 from deploykit.runtime.backends.onnx_weights import external_paths
 from deploykit.runtime.backends.trt.bindings import BuildLog, installed, load_flavour, logger
 from deploykit.runtime.backends.trt.session import open_engine
@@ -85,8 +81,10 @@ def build_engine(
 ) -> EngineReport:
     """Build a TensorRT engine from an ONNX file and, if there is a GPU, verify that it gives the same numbers.
 
-    A network in two stages (instances) becomes an engine up to the first operator that depends on data. The second
-    stage is written beside it (``X.trt.rest.onnx``), and runs in ONNX Runtime wherever the engine is opened.
+    A network in two stages (instances) becomes an engine of TensorRT as a whole: NMS is a layer of its own and RoiAlign
+    its plugin. Where TensorRT refuses it, and for TensorRT for RTX, which has neither, the engine ends before the first
+    operator that depends on data. The second stage is then written beside it (``X.trt.rest.onnx``), and runs in ONNX
+    Runtime wherever the engine is opened.
 
     The record (``X.trt.json``), the builder's log (``X.trt.log``) and the parity report are written beside the engine
     ``X.trt``. If the engine cannot run here, the reference values (``X.trt.parity.npz``) are written instead of the
@@ -137,19 +135,13 @@ def _build(
     log = BuildLog(verbose=options.verbose)
     trt, device = load_flavour(flavour), None if gpu_unavailable_reason() else open_gpu(options.gpu)
     with staging_dir(place) as folder:
-        source = _engine_source(file, spec, folder, place)
+        job = EngineJob(trt, file, spec, options, flavour, device, log, timer)
         try:
             with device.current() if device else contextlib.nullcontext():
-                timer.step("parsing")
-                network = parse(trt, source, log)
-                _check_network(network, spec, file)
-                shapes = _profiles(network, spec, options.profiles)
-                timer.step("building")
-                cached = options.timing_cache and flavour == "tensorrt"  # TensorRT for RTX has no timing cache
-                plan = _build_plan(network, options, shapes, device, cached, timer)
+                source, network, shapes, plan = job.built(folder, place)
         except ExportError as e:
             _save_log(place, log)
-            named = f"; deploykit preflight {file} names the node, and what to do" if source == file else ""
+            named = f"; deploykit preflight {file} names the node, and what to do" if job.source == file else ""
             raise type(e)(f"{e} (full log: {build_log_path(place)}){named}") from e
         record = EngineRecord(
             flavour=flavour,
@@ -225,21 +217,6 @@ def chosen_flavour(flavour: Flavour | Literal["auto"]) -> Flavour:
     )
 
 
-def _engine_source(file: Path, spec: ModelSpec, folder: Path, place: Path) -> Path:
-    """Return the file that becomes the engine: the ONNX file, or the first stage of a network in two stages.
-
-    The second stage is written into ``folder`` under its final name, because a graph names the file of its external
-    weights. The first stage goes into a subfolder.
-    """
-    if not spec.output.two_stages:
-        return file
-    first = folder / "first" / file.name
-    first.parent.mkdir()
-    for graph, path in zip(split(file), (first, second_stage_path(folder / place.name)), strict=True):
-        write(graph, path, sum(c.size for c in initializers_of(graph)))
-    return first
-
-
 def _embedded_spec(file: Path) -> ModelSpec:
     """Return the spec in the ONNX file's metadata."""
     onnx = import_extra("onnx", "export")
@@ -256,46 +233,10 @@ def _embedded_spec(file: Path) -> ModelSpec:
     return ModelSpec.from_json(text)
 
 
-def _check_network(network: Network, spec: ModelSpec, file: Path) -> None:
-    """Check that the parsed network has the input and the precision of the spec."""
-    names = [info.name for info in network.inputs]
-    if names != [spec.input.name]:
-        raise SpecError(f"the spec expects the one input {spec.input.name!r}, {file} has {', '.join(names)}")
-    check_precision(network.precision, spec.precision, f"{file}, as TensorRT reads it,")
-
-
-def _profiles(network: Network, spec: ModelSpec, asked: Sequence[Profile]) -> tuple[Profile, ...]:
-    if asked or all(None not in info.shape for info in network.inputs):
-        return tuple(asked)
-    return (default_profile(spec.input),)
-
-
 def _accepts_shape(profiles: Sequence[Profile], spec: ModelSpec, shape: tuple[int, ...]) -> bool:
     if not profiles:  # with a fixed batch the other slots repeat the image
         return shape[1:] == (spec.input.channels, *spec.input.size) and shape[0] <= spec.input.batch
     return any(profile.covers(shape) for profile in profiles)
-
-
-def _build_plan(
-    network: Network,
-    options: EngineOptions,
-    profiles: Sequence[Profile],
-    device: Gpu | None,
-    cached: bool,
-    progress: Progress,
-) -> Any:
-    place = place_of_cache(network.trt.__version__, device) if cached and device else None
-    plan, cache = build(
-        network,
-        options,
-        profiles,
-        BuildProgress(progress),
-        timing_cache=kept_bytes(place) if place else None,
-        bound=device.current() if device else None,
-    )
-    if place and cache:
-        keep_bytes(place, cache)
-    return plan
 
 
 def check_header(trt: Any, engine: Path) -> None:

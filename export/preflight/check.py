@@ -136,7 +136,7 @@ def _merged(
 
 
 def _two_stages(graph: Graph) -> tuple[Finding, ...]:
-    """A note on a detector in two stages, of which only the first part becomes an engine."""
+    """Notes on a detector in two stages, of which TensorRT for RTX computes only the first part."""
     text = next((entry.value for entry in graph.model.metadata_props if entry.key == METADATA_KEY), None)
     try:
         spec = ModelSpec.from_json(text) if text is not None else None
@@ -145,4 +145,8 @@ def _two_stages(graph: Graph) -> tuple[Finding, ...]:
     if spec is None or not spec.output.two_stages:
         return ()
     why = "deploykit export builds an engine of its first part, and the rest runs in ONNX Runtime; this is of the whole"
-    return (Finding("note", TENSORRT, why, "deploykit export FILE --format tensorrt-rtx"),)
+    whole = "it becomes one engine, with RoiAlign as a plugin of TensorRT's own library and NMS as a layer"
+    return (
+        Finding("note", ("tensorrt-rtx",), why, "deploykit export FILE --format tensorrt-rtx"),
+        Finding("note", ("tensorrt-10", "tensorrt-11"), whole, "deploykit export FILE --format tensorrt, on a GPU"),
+    )

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from deploykit.cli import main
 from deploykit.errors import CheckpointError, ExportError, ImageSizeError, ParityError, SpecError, UsageError
 from deploykit.export.engine.build import NO_GPU, build_engine
+from deploykit.export.engine.stages import EngineJob, engine_source
 from deploykit.export.graph import finalize
 from deploykit.export.graph.split import DATA_DEPENDENT_OPS, split
 from deploykit.export.graph.trace import export_to_ir
-from deploykit.export.options import Calibration, OnnxOptions, PrecisionOptions
+from deploykit.export.options import Calibration, EngineOptions, OnnxOptions, PrecisionOptions
 from deploykit.export.parity.compare import check_expected, compare, expect
 from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.nms import check_detections
@@ -35,18 +36,21 @@ from deploykit.export.precision.half import HalfType, to_half
 from deploykit.export.precision.quantize import quantize_graph
 from deploykit.export.precision.read_back import precisions_of
 from deploykit.export.precision.search.names import label_of
+from deploykit.export.preflight.check import preflight
 from deploykit.export.report import ExportReport
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import evaluate, load
 from deploykit.models.families.vitdet import model as vitdet
-from deploykit.models.families.vitdet.mask_rcnn import CASCADE, MaskRcnn
+from deploykit.models.families.vitdet.mask_rcnn import CASCADE, EASYCV_CASCADE, MaskRcnn
 from deploykit.models.families.vitdet.model import DetectorConfig, VitDetConfig
+from deploykit.models.families.vitdet.two_stage import clipped, moved
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import ReferenceModel, create_model, load_model, with_rewrite
 from deploykit.progress import SILENT
 from deploykit.runtime.backends.chain import ChainSession
 from deploykit.runtime.backends.trt import session as trt
+from deploykit.runtime.backends.trt.bindings import BuildLog
 from deploykit.runtime.cuda import gpu_unavailable_reason
 from deploykit.runtime.engine_record import EngineRecord, reference_values_path, second_stage_path
 from deploykit.runtime.parity.expected import ReferenceOutputs
@@ -385,11 +389,47 @@ def _easycv(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for ours, theirs in (("box_head.conv", "bbox_head.shared_convs"), ("mask_head.mask_fcn", "mask_head.convs")):
             plain[f"roi_heads.{ours}{i}.norm"] = f"roi_head.{theirs}.{i - 1}.gn"
             plain[f"roi_heads.{ours}{i}"] = f"roi_head.{theirs}.{i - 1}.conv"
+    for name, other in list(plain.items()):  # of a cascade, behind the name of the head
+        _, head, rest = name.split(".", 2)
+        for stage in range(3) if head in ("box_head", "box_predictor", "mask_head") else ():
+            theirs, place = other.split(".", 2)[1:]
+            plain[f"roi_heads.{head}.{stage}.{rest}"] = f"roi_head.{theirs}.{stage}.{place}"
     for key, value in state.items():
         if not key.startswith("backbone."):
             before = max((name for name in plain if key.startswith(f"{name}.")), key=len)
             found[plain[before] + key.removeprefix(before)] = value
     return found
+
+
+def test_the_cascade_of_easycv_is_read(tmp_path: Path) -> None:
+    """Its three mask heads tell it; a wrong stage, or a mean of probabilities, would give other numbers."""
+    config = replace(CONFIG, norm="GN")
+    network = detector(config, weights=EASYCV_CASCADE, agnostic=True, averaged="logits", mask_heads=3)
+    for number, name in enumerate(("mask_head", "box_predictor")):  # of each stage its own
+        for stage, module in enumerate(network.roi_heads.get_submodule(name).children()):
+            for parameter in module.parameters():
+                parameter.mul_(1 + 0.1 * stage + 0.05 * number)
+    model = load_model(saved(tmp_path, _easycv(network.state_dict())))
+    assert isinstance(model.module, MaskRcnn)
+    assert model.module.config == replace(network.config, proposals=model.module.config.proposals)
+    small = MaskRcnn(model.module.backbone, network.config, network.thresholds)
+    small.load_state_dict(model.module.state_dict())
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for a, b in zip(small.eval()(images), network(images), strict=True):
+        assert torch.equal(a, b)
+    levels = network.backbone(images)
+    boxes = torch.tensor([[[3.0, 5.0, 40.0, 50.0], [10.0, 8.0, 20.0, 60.0]]])
+    labels = torch.tensor([[1, 0]])
+    logits, masks, now = [], [], boxes
+    for stage, (head, predictor) in enumerate(network.roi_heads.stages()):
+        features = head(network.roi_heads.box_pooler(levels, now))
+        logits.append(predictor.cls_score(features))
+        now = clipped(moved(now, predictor.bbox_pred(features)[None], EASYCV_CASCADE[stage]), 64, 64)
+        cells = network.roi_heads.get_submodule(f"mask_head.{stage}")(network.roi_heads.mask_pooler(levels, boxes))
+        masks.append(torch.stack([cells[i, labels[0, i]] for i in range(2)]).sigmoid())
+    shares, *_ = network.roi_heads.classified(levels, boxes, 64, 64)
+    assert torch.allclose(shares[0], torch.stack(logits).mean(0).softmax(-1)[:, :-1], atol=1e-6)
+    assert torch.allclose(network.roi_heads.masks(levels, boxes, labels)[0], torch.stack(masks).mean(0), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -475,6 +515,66 @@ def test_an_engine_of_the_first_part_is_built(exported: ExportReport, tmp_path: 
         again = check_expected(expected, "m.onnx", session, exported.spec)
     assert again.ok
     assert "masks" in {d.values for d in again.differences}
+
+
+def engine_job(file: Path, spec: ModelSpec) -> EngineJob:
+    """As of TensorRT proper, which tries the whole network; the builder is that of TensorRT for RTX."""
+    module = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    return EngineJob(module, file, spec, EngineOptions(timing_cache=False), "tensorrt", None, BuildLog(), SILENT)
+
+
+@no_gpu
+def test_the_first_stage_is_built_where_the_whole_cannot_be(exported: ExportReport, tmp_path: Path) -> None:
+    job = engine_job(exported.path, exported.spec)
+    source, network, _, plan = job.built(tmp_path, tmp_path / "m.trt")
+    assert source == job.source == tmp_path / "first" / "m.onnx"
+    assert (tmp_path / "m.trt.rest.onnx").exists()
+    assert len(network.outputs) == 14  # maps, logits and deltas
+    assert plan.nbytes > 10_000
+    spec = replace(exported.spec, precision="bf16")
+    with pytest.raises(ExportError, match="second stage runs in ONNX Runtime, which has no bf16"):
+        engine_source(exported.path, spec, tmp_path, tmp_path / "m.trt", whole=False)
+
+
+@pytest.mark.slow
+@no_gpu
+def test_all_but_roi_align_and_nms_is_built_as_one_engine(exported: ExportReport, tmp_path: Path) -> None:
+    """TensorRT for RTX lacks these two; with others of their shapes in their places it builds the whole network."""
+    model = onnx.load(str(exported.path))
+    nodes = []
+    for node in model.graph.node:
+        name = node.output[0]
+        if node.op_type == "NonMaxSuppression":
+            chosen = onnx.numpy_helper.from_array(np.array([[0, 0, 0], [0, 0, 2], [0, 1, 1]]))
+            nodes.append(onnx.helper.make_node("Constant", [], [name], f"{name}_chosen", value=chosen))
+        elif node.op_type == "RoiAlign":
+            size = next(a.i for a in node.attribute if a.name == "output_height")
+            axes = onnx.numpy_helper.from_array(np.array([2, 3]), f"{name}_axes")
+            shape = onnx.numpy_helper.from_array(np.array([1, 1, size, size]), f"{name}_shape")
+            model.graph.initializer.extend([axes, shape])
+            nodes += [
+                onnx.helper.make_node("ReduceMean", [node.input[0], axes.name], [f"{name}_mean"], f"{name}_mean"),
+                onnx.helper.make_node("Gather", [f"{name}_mean", node.input[2]], [f"{name}_own"], f"{name}_own"),
+                onnx.helper.make_node("Expand", [f"{name}_own", shape.name], [name], f"{name}_cells"),
+            ]
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    file = tmp_path / "whole.onnx"
+    onnx.save(model, str(file))
+    source, network, _, plan = engine_job(file, exported.spec).built(tmp_path, tmp_path / "m.trt")
+    assert source == file
+    assert [info.name for info in network.outputs] == OUTPUTS
+    assert plan.nbytes > 10_000
+    assert not (tmp_path / "m.trt.rest.onnx").exists()
+
+
+def test_tensorrt_is_expected_to_take_the_whole_network(exported: ExportReport) -> None:
+    report = preflight(exported.path, targets=("tensorrt-10", "tensorrt-11"))
+    assert {verdict.says for verdict in report.verdicts} == {"expected (table)"}
+    graph = onnx.load(str(exported.path)).graph
+    assert not [node for node in graph.node if node.op_type in ("NonZero", "Compress")]
 
 
 @no_gpu

@@ -6,7 +6,7 @@ Definition and keys as in :mod:`deploykit.models.families.vitdet.two_stage`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,23 @@ from deploykit.models.fuse import shared_copy
 from deploykit.models.layers.operators import best_scores, keep_best
 from deploykit.spec import Thresholds
 
-__all__ = ["CASCADE", "THRESHOLDS", "WEIGHTS", "HeadsConfig", "MaskRcnn", "RoiHeads", "with_thresholds"]
+__all__ = [
+    "CASCADE",
+    "EASYCV_CASCADE",
+    "THRESHOLDS",
+    "WEIGHTS",
+    "HeadsConfig",
+    "MaskRcnn",
+    "RoiHeads",
+    "with_thresholds",
+]
 
 WEIGHTS = ((10.0, 10.0, 5.0, 5.0),)
 CASCADE = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
 """What the deltas of a box head are divided by, for each stage of a cascade."""
+
+EASYCV_CASCADE = (*CASCADE[:2], (1 / 0.033, 1 / 0.033, 1 / 0.067, 1 / 0.067))
+"""The same in EasyCV and mmdetection, which state deviations, with three digits in the last stage."""
 
 THRESHOLDS = Thresholds(conf=0.05, iou=0.5, max_det=100, pre_nms_topk=3000)
 
@@ -41,6 +53,10 @@ THRESHOLDS = Thresholds(conf=0.05, iou=0.5, max_det=100, pre_nms_topk=3000)
 class HeadsConfig:
     """Sizes of the heads. ``weights``: what the deltas of boxes are divided by, one entry per stage; a plain Mask R-CNN
     has one. ``norm``: of the convolutions of boxes and masks; ``agnostic``: boxes are moved once for all classes.
+
+    ``averaged``: whether the class of a cascade is that of the mean probabilities of its stages (detectron2) or of the
+    mean logits (mmdetection). ``mask_heads``: how many there are, whose probabilities are averaged (mmdetection: one
+    for each stage).
     """
 
     num_classes: int = 80
@@ -52,6 +68,8 @@ class HeadsConfig:
     norm: Norm = "LN"
     weights: tuple[tuple[float, ...], ...] = WEIGHTS
     agnostic: bool = False
+    averaged: Literal["probabilities", "logits"] = "probabilities"
+    mask_heads: int = 1
     proposals: Proposals = field(default_factory=Proposals)
 
 
@@ -82,7 +100,11 @@ class RoiHeads(nn.Module):
         one = len(heads) == 1
         self.box_head: nn.Module = heads[0] if one else nn.ModuleList(heads)
         self.box_predictor: nn.Module = predictors[0] if one else nn.ModuleList(predictors)
-        self.mask_head = MaskHead(config.channels, config.mask_convs, config.norm, config.num_classes)
+        masks = [
+            MaskHead(config.channels, config.mask_convs, config.norm, config.num_classes)
+            for _ in range(config.mask_heads)
+        ]
+        self.mask_head: nn.Module = masks[0] if len(masks) == 1 else nn.ModuleList(masks)
         self.box_pooler, self.mask_pooler = RoiPooler(size=7), RoiPooler(size=14)
 
     def stages(self) -> list[tuple[nn.Module, BoxPredictor]]:
@@ -99,25 +121,35 @@ class RoiHeads(nn.Module):
         """Probabilities ``(B, N, classes)``, and of the last stage the boxes it was given and its deltas.
 
         ``(B, N, 4)`` and ``(B, N, classes or 1, 4)``. A cascade moves the boxes after each stage but the last, and its
-        probabilities are the mean of the stages'.
+        probabilities are the mean of the stages', or those of the mean logits.
         """
+        of_logits = self.config.averaged == "logits"
         batch, count = boxes.shape[:2]
         stages, total = self.stages(), None
         for i, (head, predictor) in enumerate(stages):
-            shares, deltas = predictor(head(self.box_pooler(levels, boxes)))
+            features = head(self.box_pooler(levels, boxes))
+            shares, deltas = predictor(features)
+            if of_logits:
+                shares = predictor.cls_score(features)
             shares, deltas = shares.reshape(batch, count, -1), deltas.reshape(batch, count, -1, 4)
             total = shares if total is None else total + shares
             if i + 1 < len(stages):
                 boxes = clipped(moved(boxes, deltas[:, :, 0], predictor.weights), height, width)
         assert total is not None
-        return (total / len(stages))[..., :-1], boxes, deltas
+        mean = total / len(stages)
+        return (mean.softmax(-1) if of_logits else mean)[..., :-1], boxes, deltas
 
     def masks(self, levels: tuple[Tensor, ...], boxes: Tensor, labels: Tensor) -> Tensor:
         """The masks of each box's class, ``(B, M, 28, 28)`` in 0..1."""
         batch, count = labels.shape
-        logits = self.mask_head(self.mask_pooler(levels, boxes))
-        index = labels.reshape(-1, 1, 1, 1).expand(-1, 1, *logits.shape[2:])
-        return torch.gather(logits, 1, index).sigmoid().reshape(batch, count, *logits.shape[2:])
+        cells = self.mask_pooler(levels, boxes)
+        heads = list(self.mask_head) if isinstance(self.mask_head, nn.ModuleList) else [self.mask_head]
+        found = []
+        for head in heads:
+            logits = head(cells)
+            index = labels.reshape(-1, 1, 1, 1).expand(-1, 1, *logits.shape[2:])
+            found.append(torch.gather(logits, 1, index).sigmoid().reshape(batch, count, *logits.shape[2:]))
+        return found[0] if len(found) == 1 else torch.stack(found).mean(0)
 
 
 class ProposalGenerator(nn.Module):

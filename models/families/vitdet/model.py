@@ -22,6 +22,7 @@ from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.families.vit import PatchEmbed
 from deploykit.models.families.vitdet.mask_rcnn import (
     CASCADE,
+    EASYCV_CASCADE,
     THRESHOLDS,
     WEIGHTS,
     HeadsConfig,
@@ -183,13 +184,22 @@ EASYCV = (
     (re.compile(r"^rpn_head\.rpn_conv\.(\d)\.conv\."), r"proposal_generator.rpn_head.conv.conv\1."),
     (re.compile(r"^rpn_head\.rpn_cls\."), "proposal_generator.rpn_head.objectness_logits."),
     (re.compile(r"^rpn_head\.rpn_reg\."), "proposal_generator.rpn_head.anchor_deltas."),
-    (re.compile(r"^roi_head\.bbox_head\.shared_convs\.(\d)\."), lambda m: f"roi_heads.box_head.conv{int(m[1]) + 1}."),
-    (re.compile(r"^roi_head\.bbox_head\.shared_fcs\.(\d)\."), lambda m: f"roi_heads.box_head.fc{int(m[1]) + 1}."),
-    (re.compile(r"^roi_head\.bbox_head\.fc_cls\."), "roi_heads.box_predictor.cls_score."),
-    (re.compile(r"^roi_head\.bbox_head\.fc_reg\."), "roi_heads.box_predictor.bbox_pred."),
-    (re.compile(r"^roi_head\.mask_head\.convs\.(\d)\."), lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}."),
-    (re.compile(r"^roi_head\.mask_head\.upsample\."), "roi_heads.mask_head.deconv."),
-    (re.compile(r"^roi_head\.mask_head\.conv_logits\."), "roi_heads.mask_head.predictor."),
+    (
+        re.compile(r"^roi_head\.bbox_head\.(\d\.)?shared_convs\.(\d)\."),
+        lambda m: f"roi_heads.box_head.{m[1] or ''}conv{int(m[2]) + 1}.",
+    ),
+    (
+        re.compile(r"^roi_head\.bbox_head\.(\d\.)?shared_fcs\.(\d)\."),
+        lambda m: f"roi_heads.box_head.{m[1] or ''}fc{int(m[2]) + 1}.",
+    ),
+    (re.compile(r"^roi_head\.bbox_head\.(\d\.)?fc_cls\."), r"roi_heads.box_predictor.\1cls_score."),
+    (re.compile(r"^roi_head\.bbox_head\.(\d\.)?fc_reg\."), r"roi_heads.box_predictor.\1bbox_pred."),
+    (
+        re.compile(r"^roi_head\.mask_head\.(\d\.)?convs\.(\d)\."),
+        lambda m: f"roi_heads.mask_head.{m[1] or ''}mask_fcn{int(m[2]) + 1}.",
+    ),
+    (re.compile(r"^roi_head\.mask_head\.(\d\.)?upsample\."), r"roi_heads.mask_head.\1deconv."),
+    (re.compile(r"^roi_head\.mask_head\.(\d\.)?conv_logits\."), r"roi_heads.mask_head.\1predictor."),
     (re.compile(r"^((?:backbone\.simfp_\d|roi_heads)\..*)\.conv\."), r"\1."),
     (re.compile(r"^((?:backbone\.simfp_\d|roi_heads)\..*)\.gn\."), r"\1.norm."),
 )
@@ -247,15 +257,20 @@ class MaskRcnnFamily(Family[DetectorConfig]):
             raise CheckpointError(
                 f"{path}: the box head gives {boxes} values for {classes} classes, expected 4 or {4 * classes}"
             )
+        masks = count(r"roi_heads\.mask_head\.(\d)\.predictor\.weight$") or 1
+        if masks not in (1, stages):
+            raise CheckpointError(f"{path} has {masks} mask heads for a cascade of {stages} box heads, expected 1 or 3")
         return HeadsConfig(
             num_classes=classes,
             channels=backbone.out,
             rpn_convs=count(r"proposal_generator\.rpn_head\.conv\.conv(\d)\.weight$"),
             box_convs=count(re.escape(f"roi_heads.box_head{stage}.") + r"conv(\d)\.weight$"),
             features=shapes.weight_shape(f"roi_heads.box_head{stage}.fc1", 2)[0],
-            mask_convs=count(r"roi_heads\.mask_head\.mask_fcn(\d)\.weight$"),
+            mask_convs=count(r"roi_heads\.mask_head\.(?:0\.)?mask_fcn(\d)\.weight$"),
             norm=backbone.norm,
-            weights=CASCADE if stages else WEIGHTS,
+            weights=WEIGHTS if not stages else CASCADE if masks == 1 else EASYCV_CASCADE,
+            averaged="probabilities" if masks == 1 else "logits",
+            mask_heads=masks,
             agnostic=(boxes == 4 and classes > 1) or bool(stages),
         )
 
@@ -274,10 +289,6 @@ class VitDetFamily(MaskRcnnFamily):
             return CheckpointShapes(checkpoint, self.name, key_map={key: key for key in keys if key.startswith(parts)})
         if not {"backbone.pos_embed", "neck.sfp_0.0.weight"} <= keys:
             return None
-        if "roi_head.bbox_head.0.fc_cls.weight" in keys:
-            raise CheckpointError(
-                f"{checkpoint.path} is EasyCV's ViTDet with a cascade, which is read in detectron2's form only"
-            )
         return CheckpointShapes(checkpoint, self.name, key_map={_detectron_name(key): key for key in keys})
 
     def config_of(self, shapes: CheckpointShapes) -> DetectorConfig:

@@ -38,8 +38,9 @@ def installed() -> tuple[str, ...]:
 def load_flavour(flavour: Flavour | str) -> Any:
     """Import the Python module of a flavour.
 
-    For TensorRT, the plugins NmsKpt and DecodeRows are loaded too if their library is built. TensorRT for RTX has no
-    plugins: with one in its registry, reading a graph that needs it ends the process.
+    For TensorRT, its own plugins (RoiAlign is one) are registered, and NmsKpt and DecodeRows are loaded too if their
+    library is built. TensorRT for RTX has no plugins: with one in its registry, reading a graph that needs it ends the
+    process.
 
     Raises:
         UsageError: no flavour has this name.
@@ -48,8 +49,12 @@ def load_flavour(flavour: Flavour | str) -> Any:
     if flavour not in FLAVOURS:
         raise UsageError(f"the flavour of TensorRT must be {' or '.join(FLAVOURS)}, got {flavour!r}")
     trt: Any = import_extra(FLAVOURS[flavour], flavour)
-    if flavour == "tensorrt" and (library := find_library("tensorrt")):
-        _load_plugin(trt, library)
+    if flavour == "tensorrt":
+        register = getattr(trt, "init_libnvinfer_plugins", None)
+        if register is not None:
+            register(logger(trt, BuildLog()), "")
+        if library := find_library("tensorrt"):
+            _load_plugin(trt, library)
     return trt
 
 

@@ -32,6 +32,7 @@ from deploykit.errors import (
 )
 from deploykit.export.engine import build as engine_build
 from deploykit.export.engine import builder
+from deploykit.export.engine import stages as engine_stages
 from deploykit.export.engine.build import build_engine
 from deploykit.export.engine.progress import BuildProgress
 from deploykit.export.engine.report import EngineReport
@@ -459,8 +460,8 @@ def test_what_fails_in_the_building_thread_reaches_the_caller(
         raise error
         yield
 
-    build = engine_build.build
-    monkeypatch.setattr(engine_build, "build", lambda *a, **options: build(*a, **{**options, "bound": bound()}))
+    build = engine_stages.build
+    monkeypatch.setattr(engine_stages, "build", lambda *a, **options: build(*a, **{**options, "bound": bound()}))
     with pytest.raises(raised, match=said) as caught:
         build_engine(cells, flavour="tensorrt-rtx")
     assert error in (caught.value, caught.value.__cause__, getattr(caught.value.__cause__, "__cause__", None))
