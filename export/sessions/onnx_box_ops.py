@@ -19,8 +19,8 @@ __all__ = ["BOX_OPERATORS"]
 
 
 def _roi_align(values: Values, attributes: Attributes) -> Tensor:
-    """Compute RoiAlign with as many samples as each box needs; each cell is their mean."""
-    planes, boxes, images = (required(value) for value in values)
+    """Compute RoiAlign with as many samples as each box needs; each cell is their mean. No derivative passes."""
+    planes, boxes, images = (required(value).detach() for value in values)
     scale = float(attributes.get("spatial_scale", 1.0))
     side = attributes.get("output_height", 1)
     form = (
@@ -37,7 +37,7 @@ def _roi_align(values: Values, attributes: Attributes) -> Tensor:
 
 def _non_max_suppression(values: Values, attributes: Attributes) -> Tensor:
     """Compute NonMaxSuppression: rows of image, class and box, of each class the best first."""
-    boxes, scores = (required(value).float().numpy() for value in values[:2])
+    boxes, scores = (required(value).detach().float().numpy() for value in values[:2])
     most, iou, least = (*values[2:], None, None, None)[:3]
     limit = 0 if most is None else int(most)
     overlap = 0.0 if iou is None else float(iou)
