@@ -233,6 +233,8 @@ class _Trials:
     def error_with(self, changes: Changes) -> float:
         """Return the error with these folds and every layer quantized, with ranges of the images of the comparison.
 
+        Where methods are to be compared, ranges are the largest values: what folds bring, they bring to all methods.
+
         Raises:
             FoldError: the graph gives other outputs in fp32.
         """
@@ -250,8 +252,8 @@ class _Trials:
             if exact:
                 check_same("a fold", exact, self.exact)
                 self.exact = exact
-            _, errors, _ = choose_method(found, calibration, self.errors, SILENT)
-            return min(map(fmean, errors.values()))
+            method = "minmax" if given.method == "auto" else given.method
+            return fmean(self.errors(found.ranges(method, given.percentile)))
         finally:
             self.changes = before
 

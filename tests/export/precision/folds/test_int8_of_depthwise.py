@@ -61,7 +61,7 @@ def quantised(out: Path, activation: Callable[[], nn.Module], **options: Any) ->
 
 @pytest.mark.parametrize(
     ("activation", "name", "products"),
-    [(nn.ReLU, "equalise by exponent ", 0), (nn.Hardswish, "equalise before depthwise layers", 3)],
+    [(nn.ReLU, "equalise channels", 0), (nn.Hardswish, "equalise before 3 depthwise layers", 3)],
     ids=["ReLU", "Hardswish"],
 )
 def test_what_is_folded_lowers_the_error_and_is_told(
