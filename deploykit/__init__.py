@@ -18,9 +18,11 @@ from deploykit.version import __version__ as __version__
 if TYPE_CHECKING:
     from deploykit.errors import DeployError as DeployError
     from deploykit.export.engine.build import build_engine as build_engine
+    from deploykit.export.foreign.quantize import quantize_onnx as quantize_onnx
     from deploykit.export.options import AccuracyGate as AccuracyGate
     from deploykit.export.options import Calibration as Calibration
     from deploykit.export.options import EngineOptions as EngineOptions
+    from deploykit.export.options import ImagePreparation as ImagePreparation
     from deploykit.export.options import OnnxOptions as OnnxOptions
     from deploykit.export.options import PrecisionOptions as PrecisionOptions
     from deploykit.export.parity.compare import compare as compare
@@ -46,6 +48,7 @@ _HOME = {
     "DeployError": "deploykit.errors",
     "EngineOptions": "deploykit.export.options",
     "EvalOptions": "deploykit.runtime.options",
+    "ImagePreparation": "deploykit.export.options",
     "ImageResult": "deploykit.runtime.results.base",
     "LoadOptions": "deploykit.models.load_options",
     "ModelSpec": "deploykit.spec",
@@ -63,6 +66,7 @@ _HOME = {
     "export_onnx": "deploykit.export.to_onnx",
     "load": "deploykit.facade",
     "open_session": "deploykit.facade",
+    "quantize_onnx": "deploykit.export.foreign.quantize",
     "verify": "deploykit.export.verify",
 }
 logging.getLogger("deploykit").addHandler(logging.NullHandler())  # who runs it decides what becomes of its messages

@@ -45,17 +45,28 @@ class Gated:
     Args:
         gate: the images and the largest drop that is allowed.
         spec: the spec of the export.
-        fused: the fused model, the source of an fp32 export.
+        fused: the fused model, the source of an fp32 export; None for a lower precision.
         base: the verified fp32 file, the source of a lower precision; None for an fp32 export.
         progress: receives which model is evaluated, and how far that is.
     """
 
     def __init__(
-        self, gate: AccuracyGate, spec: ModelSpec, fused: nn.Module, base: Path | None, progress: Progress = SILENT
+        self,
+        gate: AccuracyGate,
+        spec: ModelSpec,
+        fused: nn.Module | None,
+        base: Path | None,
+        progress: Progress = SILENT,
     ) -> None:
         self.gate, self._spec, self._progress = gate, spec, progress
-        with TorchSession(fused, spec) if base is None else open_session(base, provider="cpu") as before:
-            self._source = self._evaluated("the source", before)
+        source: Session
+        if base is None:
+            assert fused is not None
+            source = TorchSession(fused, spec)
+        else:
+            source = open_session(base, provider="cpu")
+        with source:
+            self._source = self._evaluated("the source", source)
 
     def compared(self, file: Path) -> AccuracyComparison:
         """Evaluate an export, with raw rows, and compare it with the source."""

@@ -20,9 +20,12 @@ __all__ = [
     "AccuracyGate",
     "Calibration",
     "CalibrationMethod",
+    "Colour",
     "EngineOptions",
     "Exporter",
+    "FitKind",
     "HalfIO",
+    "ImagePreparation",
     "Int8Target",
     "KeepAs",
     "NmsMode",
@@ -43,6 +46,8 @@ KeepAs = Literal["fp32", "fp16"]
 FOLDS = ("equalise", "smooth", "correct")
 """What prepares a network for int8: :mod:`deploykit.export.precision.folds`."""
 CalibrationMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
+Colour = Literal["rgb", "bgr"]
+FitKind = Literal["letterbox", "resize", "crop"]
 
 OPSETS = range(13, 24)
 """Below 13 quantized weights have one range per tensor only; above 23 the exporter has no operators."""
@@ -205,6 +210,28 @@ class AccuracyGate:
     def __post_init__(self) -> None:
         if not self.max_drop >= 0:
             raise UsageError(f"--max-drop must be at least 0 points, got {self.max_drop}")
+
+
+@dataclass(frozen=True)
+class ImagePreparation:
+    """How images become the input of an ONNX file that does not say it; None: what the file tells, or what is usual.
+
+    A pixel value p of 0 to 255 enters the network as ``(p * scale - mean) / std``.
+
+    Attributes:
+        img: input size in pixels, one side or ``(height, width)``, where the file leaves it open.
+        colour: the order of the channels.
+        scale: 1/255 for values of 0 to 1, and 1 for values of 0 to 255.
+        mean, std: one value for all channels, or one for each.
+        fit: how an image of another size becomes one of this size.
+    """
+
+    img: int | tuple[int, int] | None = None
+    colour: Colour | None = None
+    scale: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    fit: FitKind | None = None
 
 
 @dataclass(frozen=True)

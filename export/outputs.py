@@ -108,7 +108,8 @@ class ExportAdapter(Generic[OutputT]):
 
         parts = []
         for name, x in ((name, x.double()) for name, x in expected.items()):
-            parts.append((found[name] - x).square().mean().div(x.square().mean().clamp(min=1e-30)).sqrt())
+            share = (found[name] - x).square().mean().div(x.square().mean().clamp(min=1e-30))
+            parts.append(share if float(share.detach()) == 0.0 else share.sqrt())  # a root has no derivative at 0
         return finite_or_infinite(torch.stack(parts).sum())
 
     def packaged(self, first: str, second: str) -> Packaged | None:

@@ -46,7 +46,7 @@ FLOORS = (
     ("runtime.serve.oip", "runtime.package", "export.graph", "export.parity", "export.precision.folds"),
     ("facade", "runtime.serve", "export.kinds", "export.precision", "export.accuracy_gate"),
     ("runtime.cluster", "export.engine", "export.report", "export.verify", "doctor"),
-    ("export.to_onnx", "export.preflight", "runtime.integrity"),
+    ("export.to_onnx", "export.foreign", "export.preflight", "runtime.integrity"),
     ("export.formats",),
     ("cli",),
     ("deploykit", "__main__"),

@@ -24,6 +24,7 @@ PUBLIC = [
     "DeployError",
     "EngineOptions",
     "EvalOptions",
+    "ImagePreparation",
     "ImageResult",
     "LoadOptions",
     "ModelSpec",
@@ -41,6 +42,7 @@ PUBLIC = [
     "export_onnx",
     "load",
     "open_session",
+    "quantize_onnx",
     "verify",
 ]
 
@@ -85,6 +87,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
             ],
         ),
         ("evaluate_against", ["model", "reference", "data", "bootstrap", "loading", "verify", "progress", "options"]),
+        (
+            "quantize_onnx",
+            ["path", "precision", "out", "spec", "samples", "tolerance", "gate", "preparation", "inputs", "progress"],
+        ),
         ("compare", ["a", "b", "images", "spec", "tolerance"]),
         ("build_engine", ["onnx", "flavour", "out", "options", "spec", "samples", "check", "reference", "progress"]),
     ],

@@ -21,6 +21,7 @@ GROUPS = {
     },
     "export and verify": {
         "export": "convert a checkpoint to verified ONNX and TensorRT",
+        "quantize": "convert any fp32 ONNX file to fp16, bf16, int8 or fp8, verified",
         "compare": "check that two models give the same outputs",
         "verify": "verify an exported model against its reference, as a gate in CI",
     },

@@ -310,7 +310,12 @@ def parity_lines(report: ParityReport) -> list[str]:
             *notes,
         ]
     told = f"limits: {limits.pixels:g} px + {relative}, probabilities {limits.probability:g}{scoring}"
-    if report.differences and all(d.dense for d in report.differences):
+    if limits.pixels == float("inf"):  # of int8 and fp8, where results are judged and not each value
+        told = (
+            f"limits: {limits.unmatched:.0%} of the results may have no partner, IoU at least {limits.min_iou:g}, "
+            f"scores within {limits.max_score:g}{scoring}; an output without results: half of its root mean square"
+        )
+    elif report.differences and all(d.dense for d in report.differences):
         told = f"limit: {limits.dense:g} of the largest value, or of 1 if that is larger"
     lines = [f"compared with {' and '.join(references)} on {_some(inputs)}", told]
     few = list(dict.fromkeys(m.input for m in report.matchings if m.what == "best rows"))

@@ -122,6 +122,8 @@ FOREIGN_COMMANDS = {
     "info": "inspect",
     "list": "models",
     "profile": "bench",
+    "ptq": "quantize",
+    "quantise": "quantize",
     "run": "predict",
     "show": "inspect",
     "test": "eval",

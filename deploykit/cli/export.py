@@ -234,7 +234,10 @@ def run(args: argparse.Namespace) -> int:
     ]
     weights = model_of(args)
     if asked and weights.lower().endswith(".onnx"):
-        raise UsageError(f"{', '.join(asked)}: for a checkpoint; {weights} is an ONNX file, where they are fixed")
+        told = (
+            "; deploykit quantize converts an ONNX file to another precision" if precision_flags().given(args) else ""
+        )
+        raise UsageError(f"{', '.join(asked)}: for a checkpoint; {weights} is an ONNX file, where they are fixed{told}")
     with shown_progress() as progress:
         exports = export_formats(
             weights,

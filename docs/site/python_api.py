@@ -19,7 +19,8 @@ GROUPS = {
     ),
     "export": (
         "Exporting",
-        "export_onnx OnnxOptions PrecisionOptions Calibration AccuracyGate LoadOptions build_engine EngineOptions",
+        "export_onnx OnnxOptions PrecisionOptions Calibration AccuracyGate LoadOptions quantize_onnx ImagePreparation "
+        "build_engine EngineOptions",
     ),
     "verify": ("Verifying", "verify VerifyReport compare"),
     "measure": (

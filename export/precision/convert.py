@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -20,25 +20,25 @@ from deploykit.export.graph.finalize import finalize_graph, write
 from deploykit.export.graph.passes import initializers_of
 from deploykit.export.graph.split import with_known_roi_align, write_first_stage
 from deploykit.export.nms.plan import NmsPlan
-from deploykit.export.options import KeepAs, Precision, PrecisionOptions
+from deploykit.export.options import Precision, PrecisionOptions
 from deploykit.export.parity.extremes import divides
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.parity.verification import Verification
-from deploykit.export.precision.convert_half import HalfJob, HalfSearch, convert_half, ranking_of
+from deploykit.export.precision.convert_half import HalfConversion, HalfJob, HalfSearch, convert_half, ranking_of
 from deploykit.export.precision.half import HalfReport, HalfType
 from deploykit.export.precision.quantize import QuantReport, quantize_graph
 from deploykit.export.precision.read_back import check_precision, precisions_of
 from deploykit.export.precision.search.costs import table_of
-from deploykit.export.precision.search.kept import KeepFile, KeptLayer, keep_file_of
+from deploykit.export.precision.search.kept import KeepFile, KeptLayer, with_keep_file
 from deploykit.export.precision.search.names import label_of, named_in
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.parity.expected import ParityInputs
 from deploykit.spec import ModelSpec
 
 __all__ = [
-    "ExportContext", "Further", "PrecisionReport", "TracedGraph", "convert_precision", "traced_graph", "verify_file",
-    "verify_precision",
+    "ExportContext", "Further", "PrecisionReport", "TracedGraph", "as_chosen", "convert_precision", "half_report",
+    "named_nodes", "quantized", "traced_graph", "verify_file", "verify_precision", "with_further",
 ]  # fmt: skip
 
 
@@ -162,15 +162,12 @@ def convert_precision(context: ExportContext, options: PrecisionOptions, folder:
     if options.half_io in ("output", "both") and context.spec.output.nms_inside:
         raise UsageError(f"--half-io {options.half_io} needs raw rows: detections that a network chooses are float32")
     graph, verified, base = trace_with_rows(context, folder)
-    chosen = keep_file_of(options)
-    if chosen is not None:
-        nodes = chosen.nodes_in({str(node.name) for node in graph.graph}, str(options.keep_file))
-        options = replace(options, nodes_to_exclude=nodes or "none", keep_as=cast(KeepAs, chosen.keep_as))
+    options, chosen = with_keep_file(options, {str(node.name) for node in graph.graph})
     exact = graph.clone() if context.again and options.nodes_to_exclude == "auto" else None
     graph, report = _converted(context, options, graph, base)
     report = replace(report, base=verified)
     if chosen is not None:
-        report = _as_chosen(report, chosen, context.spec.source.sha256)
+        report = as_chosen(report, chosen, context.spec.source.sha256)
     further = None if exact is None else _Further(context, options, exact, report, base)
     context.progress.step("writing")
     return TracedGraph(graph, report, base=base, further=further)
@@ -183,7 +180,10 @@ def _converted(
     if options.half is not None:
         graph, report = _convert_to_half(context, options, options.half, graph, base)
     else:
-        graph, report = _quantize(context, options, graph, base)
+        # Of a detector in two stages the first is quantized and measured, by all that the second takes from it:
+        # detections are decisions, and have no derivative.
+        measured = write_first_stage(base) if context.rows.output.two_stages else base
+        report = quantized(graph, measured, context.rows, options, context.progress)
     graph = with_outputs(graph, context.plan.outputs)
     if report.half is not None:  # the converted graph also gave the rows, with Casts of their own
         casts = sum(node.op_type == "Cast" for node in graph.graph)
@@ -212,23 +212,26 @@ class _Further:
 
     def convert(self, layers: Sequence[str]) -> tuple[ir.Model, PrecisionReport]:
         """See :meth:`Further.convert`."""
-        first = {row.node: row for row in self.report.kept}
-        options = replace(self.options, nodes_to_exclude=(*first, *layers))
+        options = replace(self.options, nodes_to_exclude=(*(row.node for row in self.report.kept), *layers))
         graph, found = _converted(self.context, options, self.exact.clone(), self.base)
-        kept = tuple(first.get(row.node, replace(row, why="accuracy")) for row in found.kept)
-        report = replace(found, kept=kept, base=self.report.base, search=self.report.search)
-        if found.half is not None:
-            reasons = {("accuracy" if reason == "asked" else reason): v for reason, v in found.half.kept.items()}
-            return graph, replace(report, half=replace(found.half, kept=reasons))
-        before = self.report.quantised
-        assert found.quantised is not None
-        assert before is not None
-        return graph, replace(
-            report, quantised=replace(found.quantised, kept_by="accuracy", sensitivity=before.sensitivity)
-        )
+        return graph, with_further(self.report, found)
 
 
-def _as_chosen(report: PrecisionReport, chosen: KeepFile, checkpoint: str) -> PrecisionReport:
+def with_further(before: PrecisionReport, found: PrecisionReport) -> PrecisionReport:
+    """Return the report ``found`` of a conversion in which further layers stay for accuracy than ``before``."""
+    first = {row.node: row for row in before.kept}
+    kept = tuple(first.get(row.node, replace(row, why="accuracy")) for row in found.kept)
+    report = replace(found, kept=kept, base=before.base, search=before.search)
+    if found.half is not None:
+        reasons = {("accuracy" if reason == "asked" else reason): v for reason, v in found.half.kept.items()}
+        return replace(report, half=replace(found.half, kept=reasons))
+    assert found.quantised is not None
+    assert before.quantised is not None
+    sensitivity = before.quantised.sensitivity
+    return replace(report, quantised=replace(found.quantised, kept_by="accuracy", sensitivity=sensitivity))
+
+
+def as_chosen(report: PrecisionReport, chosen: KeepFile, checkpoint: str) -> PrecisionReport:
     """Return a report with what the file of layers says of them."""
     rows = {row.node: row for row in report.kept}
     kept = tuple(replace(rows[e.node], why=e.why, share=e.share) for e in chosen.layers if e.node in rows)
@@ -286,7 +289,7 @@ def _job_of(context: ExportContext, options: PrecisionOptions, graph: ir.Model, 
         half_io=options.half_io,
         exported={str(node.name) for node in with_outputs(graph, context.plan.outputs).graph},
         verification=context.verification,
-        asked=_named_nodes(graph, options),
+        asked=named_nodes(graph, options),
         search=options.nodes_to_exclude == "auto",
         base=base if options.cache else None,
         progress=context.progress,
@@ -298,46 +301,43 @@ def _convert_to_half(
 ) -> tuple[ir.Model, PrecisionReport]:
     """Convert to fp16 or bf16, and check the graph in torch."""
     done = convert_half(_job_of(context, options, graph, base))
-    report = PrecisionReport(
-        kind,
-        None,
-        {},
-        half=done.report,
-        in_torch=done.parity,
-        notes=done.notes,
-        kept=done.kept,
-        search=done.search,
-    )
-    return done.graph, report
+    return done.graph, half_report(kind, done)
 
 
-def _named_nodes(graph: ir.Model, options: PrecisionOptions) -> tuple[str, ...]:
-    """Return the nodes that stay in fp32 because the options name them, or the layers that they are."""
+def half_report(kind: HalfType, done: HalfConversion) -> PrecisionReport:
+    """Return the report of a conversion to fp16 or bf16."""
+    found = PrecisionReport(kind, None, {}, half=done.report, in_torch=done.parity, notes=done.notes)
+    return replace(found, kept=done.kept, search=done.search)
+
+
+def named_nodes(graph: ir.Model, options: PrecisionOptions) -> tuple[str, ...]:
+    """Return the nodes that stay in fp32 because the options name them, or the layers that they are.
+
+    Raises:
+        UsageError: a name or pattern matches none.
+    """
     if isinstance(options.nodes_to_exclude, str):
         return ()
     labels = {str(node.name): label_of(node) for node in graph.graph if node.op_type != "Constant"}
     return named_in(labels, options.nodes_to_exclude, "layer")
 
 
-def _quantize(
-    context: ExportContext, options: PrecisionOptions, graph: ir.Model, base: Path
-) -> tuple[ir.Model, PrecisionReport]:
-    """Quantize to int8 or fp8, by ranges measured on the network with raw rows.
+def quantized(
+    graph: ir.Model, base: Path, spec: ModelSpec, options: PrecisionOptions, progress: Progress = SILENT
+) -> PrecisionReport:
+    """Quantize a graph in place to int8 or fp8, and return the report with the table of the layers that stay.
 
-    Of a detector in two stages the first is quantized and measured, by all that the second takes from it: detections
-    are decisions, and have no derivative.
+    Arguments and errors are those of :func:`deploykit.export.precision.quantize.quantize_graph`.
     """
-    context.progress.step("quantizing")
+    progress.step("quantizing")
     before = graph.clone()
-    if context.rows.output.two_stages:
-        base = write_first_stage(base)
-    done = quantize_graph(graph, base, context.rows, options, Within("quantizing: ", context.progress))
+    done = quantize_graph(graph, base, spec, options, Within("quantizing: ", progress))
     found, shares = done.sensitivity, {}
     if found is not None and found.whole:
         shares = {layer: part / found.whole for layer, part in found.layers.items()}
     why, more = "asked" if found is None else "error", 3 if options.keep_as == "fp32" else 1
     table = table_of(before, done.done.kept, why, shares, more)
-    return graph, PrecisionReport(options.precision, None, {}, quantised=done, kept=table)
+    return PrecisionReport(options.precision, None, {}, quantised=done, kept=table)
 
 
 def verify_precision(report: PrecisionReport, file: Path) -> PrecisionReport:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import onnx_ir as ir
 from torch import Tensor
@@ -20,7 +20,7 @@ from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.extremes import with_plain
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
-from deploykit.export.parity.verification import Verification, largest_values
+from deploykit.export.parity.verification import largest_values
 from deploykit.export.precision.half import HalfReport, HalfType, to_half
 from deploykit.export.precision.half_rules import LARGEST, compute_nodes
 from deploykit.export.precision.search.costs import table_of
@@ -31,13 +31,26 @@ from deploykit.export.precision.search.minimal import smallest_set
 from deploykit.export.precision.sensitivity import outputs_of
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.parity.expected import ParityInputs
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import ModelSpec
 
-__all__ = ["HalfConversion", "HalfJob", "HalfSearch", "convert_half", "ranking_of"]
+__all__ = ["HalfCheck", "HalfConversion", "HalfJob", "HalfSearch", "convert_half", "ranking_of"]
 
 GROUPS = 16  # runs of nodes that are compared where no derivative ranks them
 RANKED = 2  # images of the run that ranks nodes
 BYTES = 2  # that a value of fp32 has more than one of half
+
+
+class HalfCheck(Protocol):
+    """What checks a converted graph: :class:`deploykit.export.parity.verification.Verification`, or as it does."""
+
+    def check_in_torch(
+        self, graph: ir.Model, name: str, limits: Tolerance, *, about: Callable[[str], str] = ...
+    ) -> ParityReport:
+        """Check a graph in torch, each tensor rounded to its own type; the caller looks at the report's verdict."""
+
+    def failing_in_torch(self, graph: ir.Model, name: str, limits: Tolerance, order: Sequence[str]) -> str:
+        """Return the first batch in this order on which a graph fails; empty: it passes all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +65,7 @@ class HalfJob:
         rows: returns the part of a graph that gives the raw rows.
         half_io: which inputs and outputs of the graph become half.
         exported: the names of the nodes that the report counts.
+        measured: the graph that is run to measure values, under the same names; None: ``graph``.
         verification: the check in torch; None: nothing is checked, so nothing is searched.
         asked: nodes that stay in fp32 because they were named.
         search: look for further ones if the check fails.
@@ -66,7 +80,8 @@ class HalfJob:
     rows: Callable[[ir.Model], ir.Model]
     half_io: HalfIO = "none"
     exported: Collection[str] | None = None
-    verification: Verification | None = None
+    measured: ir.Model | None = None
+    verification: HalfCheck | None = None
     asked: tuple[str, ...] = ()
     search: bool = True
     base: Path | None = None
@@ -186,8 +201,9 @@ class _Conversions:
 
     def __post_init__(self) -> None:
         job, within = self.job, Within("converting: ", self.job.progress)
-        seen = replace(job.inputs, images=with_plain(job.inputs, job.spec.input, job.graph.graph))
-        self.largest = largest_values(job.graph, seen, within, where=self.where)
+        measured = job.measured or job.graph
+        seen = replace(job.inputs, images=with_plain(job.inputs, job.spec.input, measured.graph))
+        self.largest = largest_values(measured, seen, within, where=self.where)
 
     def converted(self, kept: Collection[str]) -> tuple[ir.Model, HalfReport]:
         """Convert a copy with these nodes in fp32."""

@@ -3,7 +3,8 @@
 Each artefact names the SHA-256 of what it was made from, and the small file beside it names that of the artefact:
 
 * ``X.pt.source.json`` (of ``deploykit fetch``): of the checkpoint;
-* the spec inside ``X.onnx``: of the checkpoint; ``X.onnx.parity.json``: of the file, its external data, the checkpoint;
+* the spec inside ``X.onnx``: of the checkpoint; ``X.onnx.parity.json``: of the file, its external data, the checkpoint,
+  or the ONNX file that it was made from;
 * ``X.trt.json``: of the engine, its second stage, its reports, the ONNX file with its external data, the checkpoint;
 * ``SHA256SUMS`` in the folders of a package; ``manifest.json`` of a run on a cluster.
 
@@ -225,6 +226,10 @@ class _Walk:
             {file.name: str(about.get("sha256", "")), **(parts if isinstance(parts, dict) else {})},
             report.name,
         )
+        source, parts = about.get("source"), about.get("source_parts")
+        if isinstance(source, str):  # of a file that deploykit quantize made
+            named_parts = parts if isinstance(parts, dict) else {}
+            self._compare(file.parent, {source: str(about.get("source_sha256", "")), **named_parts}, report.name)
         named = about.get("checkpoint_sha256")
         if file.suffix.lower() == ".onnx" and named not in (None, self._source_of(file)):
             says = f"it names another checkpoint than the spec in {file.name}"

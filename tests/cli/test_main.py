@@ -60,6 +60,10 @@ OPTIONS = {
         "--executable", "--models-at", "--device", "--max-batch", "--batch-window", "--workers", "--instances",
         "--spec", "--force", "--json",
     },
+    "quantize": {
+        "MODEL", "--model", "--out", "--spec", "--sample", "--tolerance", "--input", "--json", "--img", "--colour",
+        "--scale", "--mean", "--std", "--fit", "--precision", "--keep", "--calib", "--target", "--max-drop", "--data",
+    },
     "preflight": {"FILE", "--target", "--time-limit", "--json"},
     "inspect": {
         "FILE", "--model", "--json", "--heads", "--verify", "--signature", "--public-key", "--certificate-chain",

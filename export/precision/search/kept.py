@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from deploykit.atomic import write_atomic
 from deploykit.errors import UsageError
-from deploykit.export.options import PrecisionOptions
+from deploykit.export.options import KeepAs, PrecisionOptions
 from deploykit.runtime.files import exists, format_size
 from deploykit.spec.model import Source
 from deploykit.strict_json import JsonError, read_json
@@ -23,6 +23,7 @@ __all__ = [
     "lines_of",
     "read_keep_file",
     "summary_of",
+    "with_keep_file",
     "write_keep_file",
     "write_kept",
 ]
@@ -139,6 +140,19 @@ def keep_file_of(options: PrecisionOptions) -> KeepFile | None:
     if found is not None and options.nodes_to_exclude != "auto":
         raise UsageError(f"--keep-file {options.keep_file} has the layers to keep already: leave --keep out")
     return found
+
+
+def with_keep_file(options: PrecisionOptions, nodes: Collection[str]) -> tuple[PrecisionOptions, KeepFile | None]:
+    """Return the options with those nodes of a graph that their file chooses, and what that file says.
+
+    Raises:
+        UsageError: see :func:`keep_file_of`.
+    """
+    chosen = keep_file_of(options)
+    if chosen is None:
+        return options, None
+    found = chosen.nodes_in(nodes, str(options.keep_file))
+    return replace(options, nodes_to_exclude=found or "none", keep_as=cast(KeepAs, chosen.keep_as)), chosen
 
 
 def write_kept(options: PrecisionOptions, kept: tuple[KeptLayer, ...], source: Source) -> None:

@@ -1,0 +1,183 @@
+"""An fp32 ONNX file of any project in the form that the conversions know, with the same numbers.
+
+Exporters differ in what they leave in a graph: weights in Constant nodes, or behind an Identity, a Transpose or a
+function; sizes that are computed from constants; batch norms beside the convolutions that they scale; nodes without
+names. Afterwards weights are initializers, constants are folded and so are batch norms, and every node has a name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript import rewriter, version_converter
+from onnxscript.rewriter.rules import common as rules
+
+from deploykit.errors import ArtefactError, ExportError, UsageError
+from deploykit.export.graph import passes
+from deploykit.export.options import MIN_OPSET, TRACED, Precision
+from deploykit.export.precision.half_rules import COMPUTE
+
+__all__ = ["OLDEST", "Prepared", "prepared_graph"]
+
+OLDEST = 11
+"""The oldest opset that is read: with it Resize and Pad got the meaning that they have today."""
+
+QUANTIZED = {
+    "ConvInteger",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "MatMulInteger",
+    "MatMulNBits",
+    "QuantizeLinear",
+}
+"""Operators of a graph that is quantized, beside those whose names begin with ``QLinear``."""
+
+BATCH_NORM_RULES = (
+    rules.fuse_batchnorm_into_conv_rule,
+    rules.fuse_batchnorm_into_conv_transpose_rule,
+    rules.fuse_batchnorm_into_gemm_rule,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A graph that is ready for a conversion, and what was done for that, a phrase each.
+
+    ``metadata`` is what the file says of itself; ``parts`` are the files that hold its weights, if they are apart.
+    """
+
+    graph: ir.Model
+    done: tuple[str, ...]
+    metadata: dict[str, str]
+    parts: tuple[Path, ...]
+
+
+def prepared_graph(file: Path, precision: Precision) -> Prepared:
+    """Read an ONNX file of fp32, with its external data, and prepare it for a precision.
+
+    Raises:
+        UsageError: it is no ``.onnx`` file. ArtefactError: it cannot be read. ExportError: it is not in fp32, its opset
+            is older than :data:`OLDEST`, or it cannot be raised to the opset that is needed.
+    """
+    if file.suffix.lower() != ".onnx":
+        raise UsageError(f"expected an .onnx file, got {file}: a checkpoint becomes one with deploykit export")
+    try:
+        graph = ir.load(file)
+        parts = tuple(dict.fromkeys(Path(tensor.path) for tensor in _external(graph)))
+        graph = ir.external_data.load_to_model(graph)
+    except Exception as e:  # protobuf's errors have no base class of their own
+        raise ArtefactError(f"{file} is not a whole ONNX file: {str(e).splitlines()[0]}") from e
+    _check_not_quantized(graph, file)
+    done = []
+    if graph.functions:
+        common.InlinePass()(graph)
+        done.append("functions inlined")
+    common.RemoveInitializersFromInputsPass()(graph)
+    done += _raise_opset(graph, file, precision)
+    before = sum(1 for _ in graph.graph)
+    _fold_constants(graph)
+    norms = _count(graph, "BatchNormalization")
+    with _quiet():
+        rewriter.rewrite(graph, BATCH_NORM_RULES)
+    if folded := norms - _count(graph, "BatchNormalization"):
+        done.append(f"{folded} batch norm{'s' * (folded > 1)} folded")
+    if removed := before - folded - sum(1 for _ in graph.graph):
+        done.append(f"{removed} node{'s' * (removed > 1)} of constants folded")
+    _name_nodes(graph)
+    _check_weights(graph, file)
+    return Prepared(graph, tuple(done), dict(graph.metadata_props), parts)
+
+
+def _external(graph: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """The stored tensors whose bytes are in other files."""
+    for value in graph.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield value.const_value
+
+
+def _check_not_quantized(graph: ir.Model, file: Path) -> None:
+    """Refuse a graph that is quantized."""
+    for node in graph.graph.all_nodes():
+        if node.op_type in QUANTIZED or node.op_type.startswith("QLinear"):
+            raise ExportError(
+                f"{file} is quantized already (node {node.name or node.op_type!r}, {node.op_type}): give the fp32 file "
+                "that it was made from"
+            )
+
+
+def _check_weights(graph: ir.Model, file: Path) -> None:
+    """Refuse weights of another type than float32, which would be converted twice, or not at all."""
+    for node in graph.graph:
+        for value in node.inputs[:2] if node.op_type in COMPUTE and not node.domain else ():
+            tensor = None if value is None else value.const_value
+            if tensor is not None and tensor.dtype != ir.DataType.FLOAT:
+                kind = str(tensor.dtype.name).lower()
+                raise ExportError(
+                    f"{file} is not in fp32: the weight of {node.name!r} is {kind}; give the fp32 file that it was "
+                    "made from, or export it in fp32"
+                )
+
+
+def _raise_opset(graph: ir.Model, file: Path, precision: Precision) -> list[str]:
+    """Raise the opset to the lowest one in which the conversions are written; a newer one stays."""
+    own = graph.opset_imports.get("", 0) or 0
+    wanted = max(own, TRACED, MIN_OPSET.get(precision, 0))
+    if own < OLDEST:
+        raise ExportError(f"{file} has opset {own}, and opsets from {OLDEST} on are read: export it with a newer one")
+    if own == wanted:
+        return []
+    try:
+        with _quiet():
+            version_converter.convert_version(graph, wanted, fallback=True)
+    except Exception as e:  # onnx raises what its many adapters raise
+        raise ExportError(f"opset {own} of {file} cannot be raised to {wanted}: {str(e).splitlines()[0]}") from e
+    if graph.opset_imports.get("") != wanted:
+        raise ExportError(f"opset {own} of {file} cannot be raised to {wanted}: export it with opset {wanted}")
+    return [f"opset {own} raised to {wanted}"]
+
+
+def _fold_constants(graph: ir.Model) -> None:
+    """Make every constant an initializer, and fold what follows from constants; subgraphs keep their own."""
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+    with contextlib.suppress(Exception):  # shapes only help folding, and unknown operators may stop the inference
+        common.ShapeInferencePass()(graph)
+    if any(node.graph is not graph.graph for node in graph.graph.all_nodes()):
+        common.RemoveUnusedNodesPass()(graph)  # folding would take away nodes between a graph and one inside of it
+    else:
+        passes.simplify(graph)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+
+
+def _name_nodes(graph: ir.Model) -> None:
+    """Give every node a name of its own: by names layers are kept, and reported."""
+    names: set[str] = set()
+    for number, node in enumerate(graph.graph):
+        base = node.name or node.op_type
+        name = base if node.name and base not in names else f"{base}_{number}"
+        while name in names:
+            name += "_"
+        node.name = name
+        names.add(name)
+
+
+def _count(graph: ir.Model, kind: str) -> int:
+    return sum(node.op_type == kind for node in graph.graph)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what onnxscript says of its own ways from the user."""
+    log: Any = logging.getLogger("onnxscript")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
