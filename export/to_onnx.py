@@ -347,7 +347,7 @@ def _trace(
 def _spec(model: ReferenceModel, options: OnnxOptions) -> ModelSpec:
     img = model.spec.input.size if options.img is None else options.img
     size = (img, img) if isinstance(img, int) else img
-    _check_size(size, model.stride, model.name)
+    _check_size(size, model.stride, model.name, model.spec.input.fit.least)
     if options.dynamic == "shape" and model.fixed_size_reason:
         raise UsageError(
             f"{model.name} is exported for a fixed image size, because {model.fixed_size_reason} depend on it: take "
@@ -382,7 +382,13 @@ def _thresholds(spec: ModelSpec, options: OnnxOptions) -> Thresholds:
         raise UsageError(str(e)) from e
 
 
-def _check_size(size: tuple[int, int], stride: int, name: str) -> None:
+def _check_size(size: tuple[int, int], stride: int, name: str, least: int) -> None:
+    if 1 <= min(size) < least:
+        good = " ".join(str(-(-max(side, least) // stride) * stride) for side in size)
+        raise ImageSizeError(
+            f"{size[0]}x{size[1]} (height x width) does not fit {name}: it takes sides of at least {least} pixels, of "
+            f"which its halvings leave something; the next valid size is --img {good}"
+        )
     for side in size:
         if side < 1 or side % stride:
             good = " ".join(str(max(1, -(-s // stride)) * stride) for s in size)

@@ -34,7 +34,7 @@ class Fit:
     side; with ``crop_first`` a square of that share of the image's own shorter side is cut out of its middle, and then
     scaled to the canvas. ``step``: of a network that halves its input, the pixels after which its grid repeats: tiles
     begin at multiples of it. ``resample``: ``opencv`` resizes as ``shrink`` says; the others are Pillow's filters, as
-    classifiers were evaluated.
+    classifiers were evaluated. ``least``: pixels of the shortest side that the network takes.
     """
 
     kind: Literal["letterbox", "resize", "crop", "pad", "tile"] = "letterbox"
@@ -51,6 +51,7 @@ class Fit:
     resample: Literal["opencv", "bilinear", "bicubic", "lanczos"] = field(default="opencv", metadata=LATER)
     pad_colour: tuple[int, int, int] | None = field(default=None, metadata=LATER)
     crop_first: bool = field(default=False, metadata=LATER)
+    least: int = field(default=1, metadata=LATER)
 
     def __post_init__(self) -> None:
         check_range("a crop's share", self.crop_share, LEAST_SHARE, 1)
@@ -58,6 +59,7 @@ class Fit:
             raise SpecError(f"tiles begin at multiples of at least 1 pixel, got {self.step}")
         check_range("step", self.step, 1, MOST_STRIDE)
         check_range("stride", self.stride, 1, MOST_STRIDE)
+        check_range("least", self.least, 1, MOST_SIDE)
         check_range("margin", self.margin, 0, MOST_MARGIN)
         for grey in (self.pad_value, *(self.pad_colour or ())):
             check_range("the grey levels of the border", grey, 0, 255)
@@ -103,6 +105,11 @@ class InputSpec:
                     "network would be given the same value for every pixel, or none"
                 )
         check_sizes(self.size, self.batch, self.channels, canvas=self._largest_canvas())
+        if min(self.size) < self.fit.least:
+            raise SpecError(
+                f"the network takes sides of at least {self.fit.least} pixels, got {self.size[0]}x{self.size[1]} "
+                "(height x width)"
+            )
 
     def _largest_canvas(self) -> tuple[int, int]:
         """Return the (height, width) of the largest image that is made for this input."""

@@ -98,8 +98,8 @@ def extreme_inputs(canvas: InputSpec, image: Array, parameters: int) -> ParityIn
         parameters: of the network: see :func:`plain_inputs`.
     """
     if canvas.dynamic == "shape":
-        stride = canvas.fit.stride
-        height, width = (min(side, -(-side // (2 * stride)) * stride) for side in image.shape[2:])
+        stride, least = canvas.fit.stride, canvas.fit.least
+        height, width = (min(side, -(-max(side // 2, least) // stride) * stride) for side in image.shape[2:])
         image = image[:, :, :height, :width]
     images = plain_inputs(canvas, image, parameters)
     if len(images) > 1:

@@ -17,12 +17,12 @@ from typing import Literal, Self
 import cv2
 import numpy as np
 
-from deploykit.errors import ImageError, SpecError
+from deploykit.errors import ImageError, ImageSizeError, SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.pillow_resize import resample
 from deploykit.spec import Fit
 
-__all__ = ["Letterbox"]
+__all__ = ["Letterbox", "check_least"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Letterbox:
 
         Raises:
             SpecError: the fit is of another kind, which needs more than one canvas.
+            ImageSizeError: a rectangle is smaller than the network takes.
         """
         border = fit.pad_value if fit.pad_colour is None else fit.pad_colour
         if fit.kind == "resize":
@@ -68,6 +69,7 @@ class Letterbox:
         if fit.auto if auto is None else auto:
             sides = (height, width) if not fit.margin else [side * gain + fit.margin * fit.stride for side in source]
             canvas = (_multiple(sides[0], fit.stride), _multiple(sides[1], fit.stride))
+            check_least(source, canvas, fit)
         left, top = (canvas[1] - width) // 2, (canvas[0] - height) // 2
         pad = (left, top) if fit.anchor == "centre" else (0, 0)
         return cls(source, (height, width), canvas, pad, border, fit.shrink, fit.resample)
@@ -114,6 +116,19 @@ class Letterbox:
     @staticmethod
     def _tiled(pair: tuple[float, float], points: Array) -> Array:
         return np.tile(np.asarray(pair, points.dtype), points.shape[-1] // 2)
+
+
+def check_least(source: tuple[int, int], canvas: tuple[int, int], fit: Fit) -> None:
+    """Check the canvas of an image, both (height, width), against the least side that a network takes.
+
+    Raises:
+        ImageSizeError: a side is shorter.
+    """
+    if min(canvas) < fit.least:
+        raise ImageSizeError(
+            f"an image of {source[0]}x{source[1]} (height x width) makes an input of {canvas[0]}x{canvas[1]}, and this "
+            f"network takes sides of at least {fit.least} pixels: add a border, or take an export of fixed size"
+        )
 
 
 def _multiple(side: float, stride: int) -> int:

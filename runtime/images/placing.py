@@ -10,7 +10,7 @@ import numpy as np
 
 from deploykit.errors import ImageSizeError, SpecError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.letterbox import Letterbox, check_least
 from deploykit.spec import InputSpec
 
 __all__ = ["CanvasImage", "on_own_canvas", "place_on_canvas"]
@@ -42,7 +42,8 @@ def place_on_canvas(image: Array, canvas: InputSpec) -> CanvasImage:
     image on the right and below, up to the next multiple of the stride, or up to the size where that is fixed.
 
     Raises:
-        ImageSizeError: an image to pad is larger than a fixed canvas, or too small to mirror.
+        ImageSizeError: an image to pad is larger than a fixed canvas, or too small to mirror; an image makes an input
+            that is smaller than the network takes.
         SpecError: the fit works in tiles.
     """
     fit, source = canvas.fit, (image.shape[0], image.shape[1])
@@ -98,5 +99,6 @@ def _padded(image: Array, canvas: InputSpec) -> CanvasImage:
         raise ImageSizeError(
             f"an image of {height}x{width} (height x width) is too small to be mirrored up to {size[0]}x{size[1]}"
         )
+    check_least((height, width), size, canvas.fit)
     padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REFLECT_101)
     return CanvasImage(padded, (height, width), (0, 0, width, height))

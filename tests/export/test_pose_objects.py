@@ -15,6 +15,7 @@ from deploykit.errors import UsageError
 from deploykit.export.engine.build import build_engine
 from deploykit.export.inspection import inspect_file
 from deploykit.export.matching import Matching
+from deploykit.export.options import OnnxOptions
 from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.inputs import sample_image
@@ -84,6 +85,27 @@ def test_the_poses_of_the_export_are_those_of_the_checkpoint(checkpoint: Path, e
     assert (a.keypoints[..., 2] > 0).sum() > 5
     np.testing.assert_allclose(b.keypoints[..., 2], a.keypoints[..., 2], atol=1e-5)
     np.testing.assert_allclose(b.keypoints[..., :2], a.keypoints[..., :2], atol=1e-2)
+
+
+@pytest.mark.parametrize("exporter", ["legacy", pytest.param("dynamo", marks=pytest.mark.slow)])
+def test_a_free_shape_takes_any_batch_and_any_multiple_of_the_stride(
+    exporter: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    options = OnnxOptions(img=(64, 128), dynamic="shape", exporter=exporter)
+    report = export_onnx(checkpoint, out=tmp_path / "m.onnx", options=options)
+    assert str(report.inputs[0]) == "images float32 (batch, 3, height, width)"
+    with open_session(report.path) as session, open_session(checkpoint) as original:
+        for batch, height, width in ((1, 64, 64), (2, 128, 64), (3, 64, 192)):
+            images = np.random.default_rng(batch).random((batch, 3, height, width), np.float32)
+            rows, expected = (each.run({"images": images})["output"] for each in (session, original))
+            assert rows.shape == (batch, 255 * height * width // 64**2, 12)
+            np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-3)
+    poses = []
+    for file in (checkpoint, report.path):  # the image's own rectangle, by both
+        with Predictor(open_session(file), report.spec) as predictor:
+            poses.append(predictor(read_image(sample_image())))
+    assert len(poses[0]) == len(poses[1]) > 10
+    np.testing.assert_allclose(poses[1].boxes, poses[0].boxes, atol=0.05)
 
 
 def test_a_checkpoint_and_its_export_are_compared(checkpoint: Path, exported: ExportReport) -> None:

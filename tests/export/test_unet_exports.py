@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import deploykit
+from deploykit.errors import ImageSizeError, SpecError
 from deploykit.export.options import OnnxOptions, PrecisionOptions
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
@@ -22,7 +23,9 @@ from deploykit.models.families.unet.model import reference_of
 from deploykit.models.families.unet.network import Level, UNetConfig, build_unet
 from deploykit.models.registry import ReferenceModel, load_model
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.placing import place_on_canvas
 from deploykit.runtime.session import open_session
+from deploykit.spec import InputSpec, ModelSpec
 
 CONFIGS = {
     "unet": UNetConfig.published(width=4, depth=2),
@@ -74,6 +77,33 @@ def test_a_free_shape_is_any_shape(name: str, exporter: Any, tmp_path: Path) -> 
         found = run(report.path, images)
         assert found.shape == (2, CONFIGS[name].num_classes, *size)
         assert np.abs(found - expected).max() <= 1e-5 * np.ptp(expected)
+
+
+@pytest.mark.parametrize(("name", "size", "good"), [("unet", (3, 40), "4 40"), ("unet-2015", (9, 9), "10 10")])
+def test_a_size_of_which_the_halvings_leave_nothing_is_refused(
+    name: str, size: tuple[int, int], good: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ImageSizeError, match=rf"^{size[0]}x{size[1]} .* at least .* next valid size is --img {good}$"):
+        onnx_from_model(model_of(name), out=tmp_path / "m.onnx", img=size, dynamic="shape")
+    spec = model_of(name).spec
+    with pytest.raises(SpecError, match="the network takes sides of at least"):
+        replace(spec, input=replace(spec.input, size=size))
+
+
+def test_an_image_that_becomes_too_small_is_refused_by_the_spec(tmp_path: Path) -> None:
+    report = exported(model_of("unet"), tmp_path / "m.onnx", img=(29, 38), dynamic="shape", exporter="legacy")
+    assert ModelSpec.from_json(report.spec.to_json()).input.fit.least == 4
+    with deploykit.load(report.path) as predictor:
+        assert predictor(np.zeros((29, 38, 3), np.uint8))
+        with pytest.raises(ImageSizeError, match=r"2x200 .* an input of 1x38, .* sides of at least 4 pixels"):
+            predictor(np.zeros((2, 200, 3), np.uint8))
+    with pytest.raises(ImageSizeError, match=r"9x40 .* an input of 9x40, .* at least 10 pixels"):
+        place_on_canvas(np.zeros((9, 40, 1), np.uint8), free("unet-2015"))
+
+
+def free(name: str) -> InputSpec:
+    """The input of a U-Net in an export of free shape."""
+    return replace(model_of(name).spec.input, dynamic="shape")
 
 
 def test_a_bilinear_one_resizes_between_the_corners(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.families.unet.key_layouts import KeyLayout, layout_of
-from deploykit.models.families.unet.network import CLASSES, DEPTH, WIDTH, Level, UNetConfig, build_unet
+from deploykit.models.families.unet.network import CLASSES, DEPTH, WIDTH, Level, UNetConfig, build_unet, least_side
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_variants
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
@@ -50,10 +50,10 @@ def reference_of(
         classes = numbered if config.num_classes > 1 else ("background", "foreground")
     # The original halves an image of any shape, so shapes are kept: its own images fill this canvas to the edge.
     stride = 2**config.depth if config.kind == "pooled" else 1
-    fit = Fit(stride=stride, shrink="area")
+    fit = Fit(stride=stride, shrink="area", least=least_side(config))
     if config.kind == "valid":
-        fit = Fit(kind="pad", stride=stride)  # the paper takes images as they are
-    height, width = (-(-side // stride) * stride for side in SIZES[config.kind])
+        fit = Fit(kind="pad", stride=stride, least=least_side(config))  # the paper takes images as they are
+    height, width = (max(-(-side // stride) * stride, fit.least) for side in SIZES[config.kind])
     canvas = InputSpec(
         size=(height, width),
         channels=config.channels,

@@ -26,7 +26,7 @@ from deploykit.models.families.unet.blocks import (
 )
 from deploykit.models.families.unet.key_layouts import Kind
 
-__all__ = ["Level", "PooledUNet", "UNet", "UNet2015", "UNetConfig", "build_unet"]
+__all__ = ["Level", "PooledUNet", "UNet", "UNet2015", "UNetConfig", "build_unet", "least_side"]
 
 WIDTH, DEPTH, CLASSES = 64, 4, 2  # as published
 
@@ -165,6 +165,15 @@ class PooledUNet(nn.Module):
             x = self.get_submodule(f"up{i}")(torch.cat((x, sides.pop()), 1))
         logits: Tensor = x
         return logits
+
+
+def least_side(config: UNetConfig) -> int:
+    """From how many pixels on a network takes every side.
+
+    Its halvings must leave a pixel; that of the paper mirrors its margin, and up to a step more, inside of the image.
+    """
+    step = 1 << config.depth
+    return 7 * step - 4 if config.kind == "valid" else step
 
 
 def build_unet(config: UNetConfig) -> UNet | PooledUNet:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -320,6 +321,22 @@ def test_a_free_shape_has_the_rule_in_its_graph(alphas: tuple[float, ...], expor
             x = torch.randn(2, 3, *size)
             expected = model.module(x).numpy()
             found = session.run({"images": x.numpy()})["logits"]
+            np.testing.assert_allclose(found, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("exporter", ["legacy", pytest.param("dynamo", marks=pytest.mark.slow)])
+def test_hrnets_branches_take_a_free_shape(exporter: Any, tmp_path: Path) -> None:
+    """Its branches have other sides, which meet again at those of the largest: odd ones, and maps of one cell."""
+    model = narrow_dense("dynopool-hrnet-w48")
+    report = onnx_from_model(
+        model, out=tmp_path / "h.onnx", img=64, dynamic="shape", options=OnnxOptions(exporter=exporter)
+    )
+    with open_session(report.path) as session, torch.inference_mode():
+        for size in ((64, 64), (33, 50), (97, 41), (8, 201)):
+            x = torch.randn(2, 3, *size)
+            expected = model.module(x).numpy()
+            found = session.run({"images": x.numpy()})["logits"]
+            assert found.shape == expected.shape
             np.testing.assert_allclose(found, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
 

@@ -23,7 +23,7 @@ from deploykit.models.checkpoint.reader import read_checkpoint
 from deploykit.models.create.random_weights import create_checkpoint, randomise
 from deploykit.models.families.unet import model as family
 from deploykit.models.families.unet.key_layouts import LAYOUTS, MODULE_LISTS, POOLED
-from deploykit.models.families.unet.network import Level, UNet, UNet2015, UNetConfig, build_unet
+from deploykit.models.families.unet.network import Level, UNet, UNet2015, UNetConfig, build_unet, least_side
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import FAMILIES, create_model, load_model
 from deploykit.runtime.images.reading import read_image
@@ -101,10 +101,10 @@ def test_the_spec_is_that_of_the_original_program() -> None:
         "rgb",
         1 / 255,
     )
-    assert spec.input.fit == Fit("letterbox", stride=1, shrink="area")
+    assert spec.input.fit == Fit("letterbox", stride=1, shrink="area", least=16)
     with torch.device("meta"):
         old = create_model("unet-2015").spec
-    assert (old.input.size, old.input.channels, old.input.fit) == ((388, 388), 1, Fit("pad", stride=1))
+    assert (old.input.size, old.input.channels, old.input.fit) == ((388, 388), 1, Fit("pad", stride=1, least=108))
     assert len(old.input.mean) == len(old.input.std) == 1
 
 
@@ -487,3 +487,20 @@ def test_the_levels_of_the_car_model_are_joined_as_its_statistics_say(shared: Pa
     off = [float((variance.log() - trained).abs().mean()) for variance in seen]
     assert off[0] < 1.0
     assert off[1] > 1.5
+
+
+@pytest.mark.parametrize("kind", ["joined", "pooled", "valid"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_every_side_from_the_least_on_goes_in(kind: Any, depth: int) -> None:
+    config = replace(UNetConfig.published(width=2, depth=depth), kind=kind)
+    if kind == "pooled":
+        levels = tuple(Level(2, 2, 2) for _ in range(depth))
+        config = UNetConfig(3, 2, levels, levels, "pooled", False)
+    network, least = build_unet(config), least_side(config)
+    step = 1 << depth
+    with torch.no_grad():
+        for side in range(least, least + 2 * step, step if kind == "pooled" else 1):
+            assert network(torch.zeros(1, 3, side, least)).shape[2:] == (side, least)
+        if kind != "pooled":  # whose sides are whole strides, so none is between
+            with pytest.raises(RuntimeError):
+                network(torch.zeros(1, 3, step // 2 if kind == "joined" else 6 * step - 4, least))
