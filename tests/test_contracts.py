@@ -61,6 +61,7 @@ def test_defaults_are_those_of_the_yolov7_family() -> None:
         "opencv",
         None,
         False,
+        1,
     )
     assert dataclasses.astuple(Thresholds()) == (0.25, 0.45, 300, 1000, 0.5)
     assert [f.default for f in dataclasses.fields(NmsOutputs)][1:] == [
