@@ -3,7 +3,7 @@
     python benchmarks/tlc_seams.py --images FOLDER [--steps 1500] [--test IMAGE]
 
 A small network learns to remove noise (a deviation of 25 grey levels) from crops of 64 pixels of a folder's images:
-published weights are not at hand, and of random ones no grey level means anything. Then a larger image, whole and in
+published weights are not available, and of random ones no grey level means anything. Then a larger image, whole and in
 tiles, goes through it with global means and through its local form (``--rewrite tlc:64``: windows of 96 pixels).
 Printed are, for each tile and overlap, the largest difference from the same network on the whole image and the step
 across borders of tiles in excess of other pixels' (both in grey levels), and the PSNR against the clean image.
