@@ -37,7 +37,7 @@ from deploykit.atomic import write_atomic
 from deploykit.errors import DataError, DeployError
 from deploykit.export.options import Calibration, CalibrationMethod
 from deploykit.export.parity.inputs import image_for, preprocess_for_parity
-from deploykit.export.precision.observed import ObservedGraph
+from deploykit.export.precision.observed import observed
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import cache_folder
@@ -133,7 +133,7 @@ def measure_activations(
                 running[given].add(float(np.abs(image).max()), torch.from_numpy(image))
             yield image
 
-    with ObservedGraph(graph, [name for name in tensors if name != given], look) as network:
+    with observed(graph, [name for name in tensors if name != given], look) as network:
         for number, outputs in enumerate(network.run_each(images())):
             watch(number, outputs)
             progress.share(f"ranges, {number + 1} of {len(files)} images", (number + 1) / len(files))

@@ -32,7 +32,7 @@ from deploykit.runtime.backends.ort import open_session
 from deploykit.runtime.compute import default_threads
 from deploykit.runtime.session import Session
 
-__all__ = ["Look", "ObservedGraph", "outputs_of_each"]
+__all__ = ["Look", "ObservedGraph", "observed", "outputs_of_each"]
 
 Look = Callable[[str, float, Array], None]
 """Receives a tensor's name, its largest absolute value on an image (NaN or infinite if a value is not finite), and some
@@ -42,6 +42,7 @@ ENOUGH = 2**16  # values of a tensor that are looked at on each image, or more
 SPARSEST = 4  # of so many rows at least one is looked at
 
 
+LARGE = 64 << 20  # bytes of weights from which on memory counts more than time
 NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT8E4M3FN)
 
 
@@ -92,8 +93,31 @@ def outputs_of_each(graph: ir.Model, images: Sequence[Array]) -> Iterator[dict[s
 
     PyTorch computes graphs with fp8, which ONNX Runtime lacks, and with halves, which it would not round.
     """
-    with OnnxInTorchSession(graph) if _has(NARROW, graph) else ObservedGraph(graph) as session:
+    in_torch = _has(NARROW, graph) or _is_large(graph)
+    with OnnxInTorchSession(graph) if in_torch else ObservedGraph(graph) as session:
         yield from session.run_each(images)
+
+
+def observed(graph: ir.Model, tensors: Sequence[str], look: Look) -> ObservedGraph | OnnxInTorchSession:
+    """Return a float32 graph whose tensors are looked at, for images one by one; of a large one PyTorch computes them.
+
+    ONNX Runtime keeps every tensor that is looked at until an image is done, 0.9 GB of yolov7-w6-pose at 960.
+    """
+    if not _is_large(graph):
+        return ObservedGraph(graph, tensors, look)
+    wanted = frozenset(tensors)
+
+    def see(name: str, value: torch.Tensor) -> None:
+        if name in wanted:
+            step = min(max(1, value.numel() // ENOUGH), SPARSEST)
+            columns = value.shape[-1] if value.dim() else 1
+            look(name, float(value.abs().max()), value.reshape(-1, columns)[::step].numpy())
+
+    return OnnxInTorchSession(graph, observe=see)
+
+
+def _is_large(model: ir.Model) -> bool:
+    return sum(each.size for each in initializers_of(model)) >= LARGE
 
 
 def _has(types: Collection[ir.DataType], model: ir.Model) -> bool:

@@ -17,8 +17,9 @@ from onnx import TensorProto, helper
 
 from deploykit.errors import MissingDependencyError
 from deploykit.export.options import Calibration, OnnxOptions, PrecisionOptions
+from deploykit.export.precision import observed as module
 from deploykit.export.precision.half import to_half
-from deploykit.export.precision.observed import ENOUGH, SPARSEST, ObservedGraph, outputs_of_each
+from deploykit.export.precision.observed import ENOUGH, SPARSEST, ObservedGraph, observed, outputs_of_each
 from deploykit.export.precision.qdq import quantize
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.export.to_onnx import onnx_from_model
@@ -97,6 +98,22 @@ def test_of_a_large_tensor_some_rows_are_seen_and_every_value_counts_for_its_lar
     step = min(max(1, image.size // ENOUGH), SPARSEST)
     np.testing.assert_array_equal(some, inner.reshape(-1, columns)[::step])
     assert some.size >= min(image.size, ENOUGH)
+
+
+def test_a_large_graph_is_seen_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch computes it, and what is seen is the same rows of the same values."""
+    shape, seen = (1, 4, 300, 301), []
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    for large in (1 << 40, 0):
+        monkeypatch.setattr(module, "LARGE", large)
+        with observed(shifted(shape), ("inner",), lambda *found: seen.append(found)) as network:
+            assert type(network) is (ObservedGraph if large else OnnxInTorchSession)
+            (outputs,) = network.run_each([image])
+            assert set(outputs) == {"y"}
+    (one, most, some), (other, highest, rows) = seen
+    assert (one, most) == (other, highest) == ("inner", float(np.abs(image - np.float32(1)).max()))
+    np.testing.assert_array_equal(some, rows)
+    assert some.size < image.size
 
 
 def test_outputs_are_the_same_bits_on_any_number_of_threads() -> None:
