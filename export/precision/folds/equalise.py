@@ -31,8 +31,8 @@ from deploykit.runtime.arrays import Array
 __all__ = ["Equalise"]
 
 EXPONENT = 0.75
-"""The exponent of activations' ranges where layers that are not depthwise take them: as good as 0.5 or better, as tried
-on RepVGG and QARepVGG of YOLOv6, YOLOv7-tiny, a ResNet-18 and an EfficientNet."""
+"""The exponent of activations' ranges where layers that are not depthwise take them: errors with 0.5 were 0.97 to 1.15
+times as large on RepVGG and QARepVGG of YOLOv6, YOLOv7-tiny and a ResNet-18."""
 
 LEAST = 2.0**-8
 """The smallest share of the largest range that is still told from smaller ones, and the smallest factor."""
