@@ -118,7 +118,8 @@ def test_every_form_of_a_graph_is_converted_and_runs(
 
 
 @pytest.mark.parametrize(
-    ("precision", "opset", "expected"), [("fp16", 11, 18), ("fp16", 20, 20), ("bf16", 13, 22), ("fp8", 15, 19)]
+    ("precision", "opset", "expected"),
+    [("fp16", 11, 18), ("fp16", 20, 20), ("bf16", 13, 22), pytest.param("fp8", 15, 19, marks=pytest.mark.slow)],
 )
 def test_the_opset_is_raised_where_it_must_be(
     precision: Precision, opset: int, expected: int, images: Path, tmp_path: Path
@@ -150,7 +151,9 @@ def test_a_free_batch_stays_free(images: Path, tmp_path: Path) -> None:
 # End-to-end heads.
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
+@pytest.mark.parametrize(
+    "precision", ["fp16", "int8", *(pytest.param(p, marks=pytest.mark.slow) for p in ("bf16", "fp8"))]
+)
 def test_detections_that_a_network_chooses_stay(precision: Precision, images: Path, tmp_path: Path) -> None:
     file = write_blocks(tmp_path / "m.onnx", "chosen", opset=13)
     report = converted(file, precision, images)
@@ -222,12 +225,14 @@ def test_the_record_has_both_hashes(images: Path, tmp_path: Path) -> None:
     assert ("m.onnx.data", "differs") in {(link.file.name, link.state) for link in verify_chain(report.path).links}
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_bytes(images: Path, tmp_path: Path) -> None:
     file = write_blocks(tmp_path / "m.onnx", "chosen")
     reports = [converted(file, "int8", images, out=tmp_path / name / "x.onnx") for name in ("a", "b")]
     assert reports[0].sha256 == reports[1].sha256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_named_layers_stay(precision: Precision, images: Path, tmp_path: Path) -> None:
     file = write_blocks(tmp_path / "m.onnx", "maps", outputs=("logits", "features"))
@@ -236,6 +241,7 @@ def test_named_layers_stay(precision: Precision, images: Path, tmp_path: Path) -
     assert len(precisions_of(report.path)["fp32"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_file_of_layers_is_written_and_read(precision: Precision, images: Path, tmp_path: Path) -> None:
     file, chosen = write_blocks(tmp_path / "m.onnx"), tmp_path / "keep.json"
@@ -309,6 +315,7 @@ def test_a_file_that_loses_accuracy_is_not_kept(gate: tuple[Path, AccuracyGate],
     assert not (tmp_path / "x.onnx").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("damage")
 def test_further_layers_stay_until_accuracy_holds(
     gate: tuple[Path, AccuracyGate], images: Path, tmp_path: Path
