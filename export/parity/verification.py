@@ -241,7 +241,10 @@ class Verification:
         return parity
 
     def failing_in_torch(self, graph: ir.Model, name: str, limits: Tolerance, order: Sequence[str]) -> str:
-        """Return the first batch in this order on which a graph fails :meth:`check_in_torch`; empty: it passes all."""
+        """Return the first batch in this order on which a graph fails :meth:`check_in_torch`; empty: it passes all.
+
+        After these come the images of one colour, by their labels.
+        """
         feeds, broken = self.expected.feeds, False
         batches = {batch.name: batch for batch in feeds.batches}
 
@@ -254,6 +257,12 @@ class Verification:
                 expected = replace(self.expected, feeds=replace(feeds, batches=(batches[batch],)))
                 if not _checked(expected, name, session, self.rows, limits).ok or broken:
                     return batch
+            (info,) = session.inputs
+            for label, image in with_plain(feeds, self.rows.input, graph.graph).items():
+                if label not in feeds.images:
+                    session.run(input_arrays(info, image.repeat(info.shape[0] or 1, 0)))
+                    if broken:
+                        return label
         return ""
 
     @property

@@ -24,7 +24,7 @@ from deploykit.export.parity.verification import largest_values
 from deploykit.export.precision.half import HalfReport, HalfType, to_half
 from deploykit.export.precision.half_rules import LARGEST, compute_nodes
 from deploykit.export.precision.search.costs import table_of
-from deploykit.export.precision.search.half_parts import error_in_half, half_parts, order_of
+from deploykit.export.precision.search.half_parts import by_groups, error_in_half, half_parts, order_of
 from deploykit.export.precision.search.journal import Journal
 from deploykit.export.precision.search.kept import KeptLayer
 from deploykit.export.precision.search.minimal import smallest_set
@@ -36,7 +36,6 @@ from deploykit.spec import ModelSpec
 
 __all__ = ["HalfCheck", "HalfConversion", "HalfJob", "HalfSearch", "convert_half", "ranking_of"]
 
-GROUPS = 16  # runs of nodes that are compared where no derivative ranks them
 RANKED = 2  # images of the run that ranks nodes
 BYTES = 2  # that a value of fp32 has more than one of half
 
@@ -186,8 +185,7 @@ def ranking_of(job: HalfJob) -> list[str]:
     """Return the nodes that may stay in fp32 beside those that are asked for, what adds most to the error first."""
     conversions = _Conversions(job)
     searching = _Search(job, conversions, _Tried(*conversions.converted(job.asked)))
-    ranked = [name for name in searching.ranked() if name not in job.asked]
-    return ranked[: searching.most([*job.asked, *ranked]) - len(job.asked)]
+    return searching.allowed([name for name in searching.ranked() if name not in job.asked])
 
 
 @dataclass
@@ -295,13 +293,13 @@ class _Search:
             ParityError: no set helps.
         """
         ranked = self.ranked()
-        most = self.most(ranked)
+        allowed = self.allowed(ranked)
         self.job.progress.step("layers to keep: trials")
-        found = smallest_set(ranked, self._holds, most)
+        found = smallest_set(allowed, self._holds)
         if found is None:
             raise ParityError(
                 f"{self.job.kind} in torch does not agree with its source and was not kept: {self._failed}; no set of "
-                f"nodes that stay in fp32 helps, of {most} of {len(ranked)} that were tried and leave most layers in "
+                f"nodes that stay in fp32 helps, of {len(allowed)} of {len(ranked)} that leave most layers in "
                 f"{self.job.kind}"
             )
         return found
@@ -314,9 +312,16 @@ class _Search:
         found: list[str] = self._ranking["order"]
         return found
 
-    def most(self, ranked: Sequence[str]) -> int:
-        """Return how many of the first candidates leave more than half of the layers in half."""
-        return next((n for n in range(1, len(ranked) + 1) if self._too_many(ranked[:n])), len(ranked) + 1) - 1
+    def allowed(self, ranked: Sequence[str]) -> list[str]:
+        """Return the candidates that may stay all together, of which the last layers may not: most must be half."""
+        half, compute = set(self._half), set(self._compute)
+        left = (2 * len(compute & half) - len(compute) - 1) // 2 - len(compute & set(self.job.asked))
+        found = []
+        for name in ranked:
+            left -= name in compute
+            if left >= 0 or name not in compute:
+                found.append(name)
+        return found
 
     def report(self) -> HalfSearch:
         """Return how it was found."""
@@ -336,7 +341,7 @@ class _Search:
         count = len(self._tried)
         self.job.progress.share(f"layers to keep, {count} sets tried", 1 - 0.9**count)
         failing = self._journal.recall(["trial", *sorted(kept)], lambda: self._failing(kept))
-        if failing:  # it is likely to fail for the next set too
+        if failing in self._order:  # it is likely to fail for the next set too
             self._order = [failing, *(name for name in self._order if name != failing)]
         return not failing
 
@@ -374,20 +379,12 @@ class _Search:
         rest = [name for name in half if name not in set(order)]
         if rest and (stopped or not order):
             by = "groups" if not order else "derivatives and groups"
-            rest = _by_groups(
+            rest = by_groups(
                 rest, lambda kept: error_in_half(rows, [n for n in half if n not in kept], kind, images, error)
             )
         else:
             rest.reverse()  # what is near the outputs first
         return {"order": [*order, *rest], "by": by, "error": whole, "shares": shares}
-
-
-def _by_groups(nodes: Sequence[str], error_without: Callable[[Collection[str]], float]) -> list[str]:
-    """Put nodes in order by groups of neighbours: those first without whose rounding the error is least."""
-    size = -(-len(nodes) // GROUPS)
-    groups = [nodes[start : start + size] for start in range(0, len(nodes), size)]
-    errors = [error_without(set(group)) for group in groups]
-    return [name for i in sorted(range(len(groups)), key=errors.__getitem__) for name in groups[i]]
 
 
 def _failing_first(inputs: ParityInputs, parity: ParityReport | None) -> list[str]:

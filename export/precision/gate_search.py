@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import onnx_ir as ir
 
-from deploykit.errors import AccuracyError
+from deploykit.errors import AccuracyError, ParityError
 from deploykit.export.precision.convert import Further, PrecisionReport
 from deploykit.export.precision.search.minimal import first_enough
 from deploykit.progress import SILENT, Progress
@@ -64,7 +64,10 @@ def keep_for_accuracy(
 
     def enough(count: int) -> bool:
         progress.step(f"evaluating with {min(count * unit, len(ranked))} further layers in higher precision")
-        graph, report = further.convert(ranked[: count * unit])
+        try:
+            graph, report = further.convert(ranked[: count * unit])
+        except ParityError:  # other layers round otherwise then, and may be just beyond the tolerance
+            return False
         written = write(graph)
         found[count] = report, gated.compared(file), written
         return gated.holds(found[count][1])
@@ -72,7 +75,8 @@ def keep_for_accuracy(
     most = math.ceil(len(ranked) / unit)
     count = first_enough(most, enough)
     if count is None:
-        why = _said(gated, found[most][1]) if most else "there are none"
+        why = "they are beyond the tolerance" if most else "there are none"
+        why = _said(gated, found[most][1]) if most in found else why
         raise AccuracyError(f"keeping {len(ranked)} further layers in higher precision does not help: {why}")
     if next(reversed(found)) != count:  # another number was tried last
         write(further.convert(ranked[: count * unit])[0])

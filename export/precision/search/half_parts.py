@@ -18,7 +18,7 @@ from torch import Tensor
 from deploykit.export.precision.search.way_back import Straight, WayBack
 from deploykit.runtime.arrays import Array
 
-__all__ = ["Part", "error_in_half", "half_parts", "order_of"]
+__all__ = ["Part", "by_groups", "error_in_half", "half_parts", "order_of"]
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 PASSING = {
@@ -28,6 +28,7 @@ PASSING = {
 """Operators whose values are those of their inputs, so that half precision rounds them no further."""
 SET_BY = {"Clip", "Pad", "Resize"}
 """Operators whose further inputs are settings, such as limits and scales."""
+GROUPS = 16  # runs of nodes that are compared where no derivative ranks them
 FOLLOWED = 500  # parts that are put in order; those after them are too small to matter
 
 Edge = tuple[str, str]
@@ -87,6 +88,14 @@ def order_of(parts: Sequence[Part]) -> list[str]:
         found |= dict.fromkeys(sorted(best.nodes - found.keys()))
         left = [part for part in left if not part.nodes <= found.keys()]
     return list(found)
+
+
+def by_groups(nodes: Sequence[str], error_without: Callable[[Collection[str]], float]) -> list[str]:
+    """Return nodes in order by groups of neighbours: those first without whose rounding the error is least."""
+    size = -(-len(nodes) // GROUPS)
+    groups = [nodes[start : start + size] for start in range(0, len(nodes), size)]
+    errors = [error_without(set(group)) for group in groups]
+    return [name for i in sorted(range(len(groups)), key=errors.__getitem__) for name in groups[i]]
 
 
 class _InHalf(WayBack[Edge]):

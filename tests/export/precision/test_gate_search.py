@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.errors import AccuracyError
+from deploykit.errors import AccuracyError, ParityError
 from deploykit.export.options import AccuracyGate, Calibration, OnnxOptions, PrecisionOptions
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.precision.gate_search import STEPS, keep_for_accuracy
@@ -68,9 +68,16 @@ def test_what_does_not_help_is_refused_with_the_last_drop(tmp_path: Path) -> Non
         AccuracyError, match="keeping 3 further layers in higher precision does not help: AP falls with 3"
     ):
         keep_for_accuracy(cast(Any, gated), file, cast(Any, further), lambda graph: file.write_text(str(len(graph))))
+    further.ranking, further.convert = (lambda: list("ab")), beyond
+    with pytest.raises(AccuracyError, match=r"keeping 2 further layers .* they are beyond the tolerance"):
+        keep_for_accuracy(cast(Any, gated), file, cast(Any, further), lambda graph: None)
     further.ranking = list
     with pytest.raises(AccuracyError, match=r"keeping 0 further layers .* there are none"):
         keep_for_accuracy(cast(Any, gated), file, cast(Any, further), lambda graph: None)
+
+
+def beyond(kept: Any) -> Any:
+    raise ParityError(f"{kept} is beyond")
 
 
 @pytest.fixture(scope="module")
