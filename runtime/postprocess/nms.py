@@ -39,7 +39,7 @@ from deploykit.spec import RawDetections, Thresholds
 __all__ = ["USUAL", "Choice", "Kept", "candidates", "nms", "numpy_nms", "suppress", "suppress_by_label"]
 
 REACH = 8  # times max_det: the number of candidates that suppress_by_label considers first
-PAIRS = 8  # times the number of candidates: so many pairs of one label are looked at pair by pair
+PAIRS = 16  # times the number of candidates: so many pairs of one label are looked at pair by pair
 BLOCK = 96  # candidates whose overlaps are computed at once: a few hundred kB, which fit in a core's cache
 FEW = 128  # candidates, up to which the overlaps of all pairs take the least time: calls of numpy cost more than values
 
