@@ -104,7 +104,7 @@ def measure_activations(
 
     Args:
         graph: a graph without subgraphs.
-        data: the bytes of the graph's file, for the key of the cache.
+        data: what tells the graph from others, for the key of the cache.
         spec: the spec of the graph, whose preprocessing is used.
         tensors: the names of the tensors; the graph's input may be one of them.
         calibration: the images.

@@ -25,7 +25,7 @@ from deploykit.export.precision.half import HalfReport, HalfType, to_half
 from deploykit.export.precision.half_rules import LARGEST, compute_nodes
 from deploykit.export.precision.search.costs import table_of
 from deploykit.export.precision.search.half_parts import by_groups, error_in_half, half_parts, order_of
-from deploykit.export.precision.search.journal import Journal
+from deploykit.export.precision.search.journal import Journal, digest_of_file
 from deploykit.export.precision.search.kept import KeptLayer
 from deploykit.export.precision.search.minimal import smallest_set
 from deploykit.export.precision.sensitivity import outputs_of
@@ -283,7 +283,7 @@ class _Search:
         self._ranking: dict[str, Any] = {}
         self.shares: dict[str, float] = {}
         about = {"kind": job.kind, "io": job.half_io, "spec": job.spec.to_json(), "store": conversions.store}
-        data = b"" if job.base is None else job.base.read_bytes()
+        data = b"" if job.base is None else digest_of_file(job.base)
         self._journal = Journal(None) if job.base is None else Journal.of(data, job.inputs.images.values(), about)
 
     def kept(self) -> tuple[str, ...]:

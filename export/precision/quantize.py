@@ -34,7 +34,7 @@ from deploykit.export.precision.folds import Changes, apply_changes, digest_of_c
 from deploykit.export.precision.folds.choose import FOLDS, FoldReport, check_same, choose_folds
 from deploykit.export.precision.folds.correct import CorrectionReport, choose_corrections
 from deploykit.export.precision.qdq import QuantizationResult, activations_of, quantisable, weight_of
-from deploykit.export.precision.search.journal import Journal
+from deploykit.export.precision.search.journal import Journal, digest_of_file
 from deploykit.export.precision.search.names import label_of
 from deploykit.export.precision.sensitivity import (
     Sensitivity,
@@ -220,7 +220,7 @@ class _Trials:
         self.exact: list[dict[str, Tensor]] = []
         self.largest: Mapping[str, float] = {}
         about = {"spec": spec.to_json(), "options": repr(replace(options, nodes_to_exclude="auto", keep_file=None))}
-        self.journal = Journal.of(base.read_bytes(), images, about) if options.cache else Journal(None)
+        self.journal = Journal.of(digest_of_file(base), images, about) if options.cache else Journal(None)
         self.changes: Changes = {}
         self.few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))
 
@@ -351,7 +351,7 @@ def _measured(
         if number in compared:
             trials.exact.append({name: torch.from_numpy(value) for name, value in outputs.items()})
 
-    data = trials.base.read_bytes() + digest_of_changes(trials.changes) if cache else b""
+    data = digest_of_file(trials.base) + digest_of_changes(trials.changes) if cache else b""
     found = measure_activations(
         rows, data, trials.spec, tensors, calibration, cache=cache, watch=watch, progress=progress
     )

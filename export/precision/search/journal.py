@@ -17,11 +17,13 @@ import torch
 
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.kept_bytes import keep_bytes, kept_bytes
+from deploykit.runtime.backends.onnx_weights import external_paths
 from deploykit.runtime.files import cache_folder
+from deploykit.runtime.verified import sha256
 from deploykit.strict_json import JsonError, parse_json
 from deploykit.version import __version__
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "digest_of_file"]
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +51,7 @@ class Journal:
         """Return the journal of a search.
 
         Args:
-            graph: the bytes of the fp32 file.
+            graph: what tells the fp32 file from others (:func:`digest_of_file`).
             images: the images that are measured on.
             about: everything else that measurements depend on, as JSON-able values.
         """
@@ -78,6 +80,15 @@ class Journal:
         if self._place is not None:
             keep_bytes(self._place, text.encode())
         return found
+
+
+def digest_of_file(file: Path) -> bytes:
+    """Return what tells an ONNX file from others: hashes of it and of the files that hold its weights.
+
+    Raises:
+        ArtefactError: the file cannot be read.
+    """
+    return "".join(sha256(part) for part in (file, *external_paths(file))).encode()
 
 
 @cache

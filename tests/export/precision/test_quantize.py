@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from deploykit.errors import DataError, ExportError, ImageError, NotFoundError, UsageError
 from deploykit.export.options import Calibration, CalibrationMethod
@@ -34,6 +34,7 @@ from deploykit.export.precision.calibration import (
 )
 from deploykit.export.precision.qdq import activations_of, quantisable, quantize, quantize_weight
 from deploykit.export.precision.read_back import precisions_of
+from deploykit.export.precision.search.journal import digest_of_file
 from deploykit.export.precision.sensitivity import (
     ENOUGH,
     MOST,
@@ -257,6 +258,20 @@ def test_measurements_are_kept_by_model_images_and_tensors(images: Path, cache: 
     for file in cache.iterdir():
         file.write_bytes(file.read_bytes()[:100])
     assert not measured()  # what is damaged is measured anew
+
+
+def test_other_weights_beside_a_file_are_another_network(tmp_path: Path) -> None:
+    weights = [numpy_helper.from_array(np.full((1, 1, 8, 8), value, np.float32), "w") for value in (1, 2)]
+    digests = []
+    for weight in weights:
+        node = helper.make_node("Mul", ["x", "w"], ["y"])
+        sides = [helper.make_tensor_value_info(name, 1, (1, 1, 8, 8)) for name in "xy"]
+        model = helper.make_model(helper.make_graph([node], "g", sides[:1], sides[1:], [weight]))
+        (tmp_path / "w.bin").unlink(missing_ok=True)
+        onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+        digests.append((digest_of_file(tmp_path / "m.onnx"), (tmp_path / "m.onnx").read_bytes()))
+    assert digests[0][1] == digests[1][1]
+    assert digests[0][0] != digests[1][0]
 
 
 def test_ranges_are_measured_on_the_training_images_of_a_yolo_data_set(tmp_path: Path) -> None:
