@@ -225,6 +225,8 @@ def _load_error(path: Path, error: Exception) -> ArtefactError | BackendError:
     hint = ""
     if "NOT_IMPLEMENTED" in text or "Could not find an implementation" in text or "float8" in text:
         hint = "; bf16 and fp8 need a GPU; to evaluate the file without one, use deploykit eval --backend torch"
+        if newer := re.search(r"implementation for (\w+)\((\d+)\)", text):
+            hint += f". If its {newer[1]} is float32, export with an --opset below {newer[2]}"
     return BackendError(f"ONNX Runtime cannot load {path}: {reason_of(text)}{hint}")
 
 

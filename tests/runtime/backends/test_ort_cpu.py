@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deploykit.errors import ArtefactError, UsageError
+from deploykit.errors import ArtefactError, BackendError, UsageError
 from deploykit.runtime.backends import ort_cpu
 from deploykit.runtime.backends.ort import OrtSession
 from deploykit.runtime.session import open_session
@@ -248,3 +248,24 @@ def test_taskset_is_obeyed(network: Path) -> None:
         [sys.executable, "-c", AFFINITY, str(network)], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == f"1 0 1 of {os.cpu_count()} cores are allowed to this process"
+
+
+def test_an_operator_newer_than_onnx_runtimes_is_named_with_its_opset(tmp_path: Path) -> None:
+    node = helper.make_node("RoiAlign", ["x", "rois", "batch"], ["y"])
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 1, 4, 4)),
+        helper.make_tensor_value_info("rois", TensorProto.FLOAT, (1, 4)),
+        helper.make_tensor_value_info("batch", TensorProto.INT64, (1,)),
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 1, 1, 1))]
+    model = helper.make_model(
+        helper.make_graph([node], "g", inputs, outputs), opset_imports=[helper.make_opsetid("", 22)], ir_version=10
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString())
+    except Exception:
+        with pytest.raises(BackendError, match=r"If its RoiAlign is float32, export with an --opset below 22"):
+            open_session(tmp_path / "m.onnx")
+    else:
+        pytest.skip("this ONNX Runtime has RoiAlign of opset 22")
