@@ -56,6 +56,7 @@ class ExportAdapter(Generic[OutputT]):
     Attributes:
         meaning: the label on the screen of the sentence that describes the output.
         decode: the decoding that the values still need to be in pixels.
+        decides: whether results are decisions, such as objects or classes, which stay or go; else they are values.
     """
 
     meaning: ClassVar[str] = "meaning"
@@ -68,6 +69,11 @@ class ExportAdapter(Generic[OutputT]):
     def decode(self) -> str:
         """See the class."""
         return "none"
+
+    @property
+    def decides(self) -> bool:
+        """See the class."""
+        return True
 
     @property
     def scoring(self) -> str:

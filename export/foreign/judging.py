@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from deploykit.errors import ParityError
+from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.compare import check_expected, expect
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS, REPORT_ONLY
@@ -79,7 +80,7 @@ def compare_sessions(
     Raises:
         SpecError: an output is not what the spec says. BackendError: a network failed.
     """
-    if limits is QUANTIZED and spec.task in ("restore", "features"):
+    if limits is QUANTIZED and not export_adapter_of(spec).decides:
         return values_apart(names, sessions, feeds, limits, progress)
     expected = expect({names[0]: sessions[0]}, spec, feeds, progress=progress)
     if limits is not QUANTIZED:

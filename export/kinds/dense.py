@@ -26,6 +26,11 @@ class _DenseExport(ExportAdapter[DenseOutput]):
         super().__init__(spec)
         self._what, self._compare = what, compare
 
+    @property
+    def decides(self) -> bool:
+        """See :class:`ExportAdapter`."""
+        return self._what == "classes"
+
     def match(
         self, names: tuple[str, str, str], expected: list[Array], found: list[Array], limits: Tolerance
     ) -> list[Matching]:

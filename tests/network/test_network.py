@@ -68,6 +68,7 @@ import shutil
 run("demo", "--out", "demo")
 run("export", "demo/markers.pt", "--img", "64", "--out", "x.onnx", "--precision", "fp16", "--no-check")
 run("preflight", "x.onnx")
+run("quantize", "demo/markers.onnx", "--precision", "fp16", "--out", "half.onnx")
 run("create", "yolov7-tiny", "--out", "tiny.pt")
 run("compare", "demo/markers.onnx", shutil.copy("demo/markers.onnx", "copy.onnx"))
 run("verify", "demo/markers.onnx", "copy.onnx")
