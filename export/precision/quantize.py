@@ -4,58 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import onnx_ir as ir
-import torch
-from torch import Tensor
 
 from deploykit.errors import ExportError
-from deploykit.export.graph.passes import drop_weights
-from deploykit.export.options import Calibration, CalibrationMethod, Int8Target, KeepAs, PrecisionOptions, QuantKind
-from deploykit.export.outputs import export_adapter_of
-from deploykit.export.precision.attention import attention_cores, attention_in_half, measured_of
-from deploykit.export.precision.calibration import (
-    Activations,
-    calibration_images,
-    choose_method,
-    measure_activations,
-    spread_numbers,
-    unseen_images,
-)
-from deploykit.export.precision.contributions import contributions_of
-from deploykit.export.precision.cpu_int8 import rounded_tensors
-from deploykit.export.precision.folds import Changes, apply_changes, digest_of_changes, joined_changes
-from deploykit.export.precision.folds.choose import FOLDS, FoldReport, check_same, choose_folds
-from deploykit.export.precision.folds.correct import CorrectionReport, choose_corrections
-from deploykit.export.precision.qdq import QuantizationResult, activations_of, quantisable, weight_of
-from deploykit.export.precision.search.journal import Journal, digest_of_file
+from deploykit.export.options import CalibrationMethod, Int8Target, KeepAs, PrecisionOptions, QuantKind
+from deploykit.export.precision.attention import attention_in_half
+from deploykit.export.precision.calibration import calibration_images
+from deploykit.export.precision.folds import apply_changes
+from deploykit.export.precision.folds.choose import FOLDS, FoldReport, choose_folds
+from deploykit.export.precision.folds.correct import CorrectionReport
+from deploykit.export.precision.qdq import QuantizationResult, quantisable
 from deploykit.export.precision.search.names import label_of
 from deploykit.export.precision.sensitivity import (
     Sensitivity,
     choose_keep,
-    errors_of,
     measure_sensitivity,
     named_layers,
-    outputs_of,
     quantize_as,
 )
-from deploykit.export.sessions.freed_memory import release_freed_memory
+from deploykit.export.precision.trials import COMPARED, Trials, calibrate
 from deploykit.progress import SILENT, Progress
-from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec
 
 __all__ = ["QuantReport", "quantize_graph"]
 
-EVERY = slice(None)
-RANKED = 3  # images of the run that ranks layers
-CORRECTED = 2  # images of the run that corrects the order of those that are not first
-COMPARED = 4  # images on which calibration methods are compared
 HOW_KEPT = {
     "measurement": "chosen by measurement",
     "name": "chosen by name",
@@ -64,7 +42,6 @@ HOW_KEPT = {
 }
 """How the layers that stay in floating point were chosen -> what the report says of it."""
 FOR_CPU = "to uint8 with zero points, for ONNX Runtime's integer kernels: TensorRT refuses this file"
-MEASURED = 4 * 640 * 640  # pixels of the images on which layers are measured
 
 
 @dataclass(frozen=True)
@@ -159,19 +136,16 @@ def quantize_graph(
     """
     kind, calibration, exclude = options.quantised, options.calibration, options.nodes_to_exclude
     assert kind is not None and calibration is not None  # noqa: PT018  (PrecisionOptions checks it)
-    trials = _Trials(model, base, spec, options, calibration_images(calibration, spec, COMPARED))
+    trials = Trials(model, base, spec, options, calibration_images(calibration, spec, COMPARED))
     if not quantisable(model.graph):
         raise ExportError(f"the graph has no convolution or matrix product with constant weights to quantize to {kind}")
     tried = [fold for fold in FOLDS if options.tries(fold.name)]
-    trials.changes, folds = choose_folds(model, trials.images, trials.error_with, folds=tried, progress=progress)
+    changes, folds = choose_folds(model, trials.images, trials.error_with, folds=tried, progress=progress)
+    named = () if isinstance(exclude, str) else named_layers(model, exclude)
+    found, folds = calibrate(trials, changes, folds, progress)
     apply_changes(model, trials.changes)
-    rows = trials.graph()
-    layers = quantisable(rows.graph)
-    named = () if isinstance(exclude, str) else named_layers(rows, exclude)
-    progress.step("ranges")
-    found = _measured(rows, trials, calibration, progress, cache=options.cache)
-    _forget(rows)
-    method, by_image, ranges = choose_method(found, calibration, trials.errors, progress)
+    layers = quantisable(model.graph)
+    method, by_image, ranges = found.method, found.by_image, found.ranges
     errors = {name: fmean(values) for name, values in by_image.items()}
     sensitivity, error = None, errors[method]
     if exclude == "auto":
@@ -181,15 +155,15 @@ def quantize_graph(
         error = fmean(trials.errors(ranges, named))
     corrections, corrected = trials.corrections(ranges, named, error)
     apply_changes(model, corrections)
-    done = quantize_as(model, ranges, spec, options, named, found.largest)
+    done = quantize_as(model, ranges, spec, options, named, trials.largest)
     return QuantReport(
-        attention=attention_in_half(model, found.largest) if options.target == "any" else (0, 0),
+        attention=attention_in_half(model, trials.largest) if options.target == "any" else (0, 0),
         kind=kind,
         method=method,
         errors=errors,
-        images=found.images,
+        images=found.activations.images,
         names_sha256=hashlib.sha256("\n".join(p.name for p in calibration.images()).encode()).hexdigest(),
-        cached=found.cached,
+        cached=found.activations.cached,
         done=done,
         labels={str(node.name): label_of(node) for node in layers},
         kept_by={"auto": "measurement", "none": "nobody"}.get(str(exclude), "name"),
@@ -204,164 +178,8 @@ def quantize_graph(
     )
 
 
-class _Trials:
-    """Quantized networks that are run on the images of a comparison.
-
-    ``model`` is the graph that becomes the file, with the folds that were chosen: its weights are in memory anyway, so
-    what weights were before is looked up there. ``exact`` are the outputs before by image; ``largest`` is what was
-    measured of tensors. ``changes`` are the folds that every network has. ``journal`` has what an earlier search has
-    measured, also one that was killed. ``few`` is how many of the first images are enough to compare layers.
-    """
-
-    def __init__(
-        self, model: ir.Model, base: Path, spec: ModelSpec, options: PrecisionOptions, images: Sequence[Array]
-    ) -> None:
-        self.model, self.base, self.spec, self.options, self.images = model, base, spec, options, images
-        self.exact: list[dict[str, Tensor]] = []
-        self.largest: Mapping[str, float] = {}
-        about = {"spec": spec.to_json(), "options": repr(replace(options, nodes_to_exclude="auto", keep_file=None))}
-        self.journal = Journal.of(digest_of_file(base), images, about) if options.cache else Journal(None)
-        self.changes: Changes = {}
-        self.few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))
-
-    def graph(self, changes: Changes | None = None) -> ir.Model:
-        """Return the graph with raw rows, in fp32, with these folds, or with those that were chosen."""
-        graph = ir.load(self.base)
-        apply_changes(graph, self.changes if changes is None else changes)
-        return graph
-
-    def error_with(self, changes: Changes) -> float:
-        """Return the error with these folds and every layer quantized, with ranges of the images of the comparison.
-
-        Where methods are to be compared, ranges are the largest values: what folds bring, they bring to all methods.
-
-        Raises:
-            FoldError: the graph gives other outputs in fp32.
-        """
-        before, self.changes = self.changes, changes
-        exact, self.exact = self.exact, []
-        try:
-            given = self.options.calibration
-            assert given is not None
-            files = given.images()
-            few = tuple(files[number] for number in spread_numbers(len(files), COMPARED))
-            calibration = dataclasses.replace(given, source=few)
-            rows = self.graph()
-            found = _measured(rows, self, calibration, SILENT, cache=False)
-            _forget(rows)
-            if exact:
-                check_same("a fold", exact, self.exact)
-                self.exact = exact
-            method = "minmax" if given.method == "auto" else given.method
-            return fmean(self.errors(found.ranges(method, given.percentile)))
-        finally:
-            self.changes = before
-
-    def corrections(
-        self, ranges: Mapping[str, float], kept: Collection[str], before: float
-    ) -> tuple[Changes, CorrectionReport | None]:
-        """Return what corrects the quantized layers, all but ``kept``; ``before`` is the error without."""
-        if self.options.calibration is None or not self.options.tries("correct"):
-            return {}, None
-        images = unseen_images(self.options.calibration, self.spec, COMPARED, self.few)
-
-        def quantized(graph: ir.Model) -> QuantizationResult:
-            return quantize_as(graph, ranges, self.spec, self.options, kept, self.largest)
-
-        def error_with(changes: Changes) -> float:
-            self.changes = joined_changes(self.changes, changes)
-            return fmean(self.errors(ranges, kept))
-
-        return choose_corrections(self.graph(), quantized, images, error_with, before)
-
-    def _folded(self) -> str:
-        return digest_of_changes(self.changes).hex()
-
-    def parts(
-        self, ranges: Mapping[str, float], kept: Collection[str], progress: Progress
-    ) -> tuple[float, dict[str, float]]:
-        """Return the error with all layers but ``kept`` quantized, and what each of them adds to it.
-
-        These are means over the first images, or over the last ones if layers are kept.
-        """
-        asked = ["parts", self._folded(), digest_of(ranges), sorted(kept)]
-        error, parts = self.journal.recall(asked, lambda: self._parts(ranges, kept, progress))
-        return error, parts
-
-    def _parts(
-        self, ranges: Mapping[str, float], kept: Collection[str], progress: Progress
-    ) -> tuple[float, dict[str, float]]:
-        graph = self.graph()
-        names = {str(node.name) for node in quantisable(graph.graph)}.difference(kept)
-        weights = {str(n.name): weight_of(n) for n in quantisable(self.model.graph) if str(n.name) in names}
-        quantize_as(graph, ranges, self.spec, self.options, kept, self.largest)
-        count = min(self.few, CORRECTED if kept else RANKED)
-        numbers = range(len(self.images))[-count:] if kept else range(count)
-        adapter = export_adapter_of(self.spec)
-
-        def error(number: int, found: Mapping[str, Tensor]) -> Tensor:
-            return adapter.error(self.exact[numbers[number]], found)
-
-        def tell(done: int) -> None:
-            progress.share(f"layers ranked, {done} of {count} images", (done / count + bool(kept)) / 4)
-
-        found = contributions_of(graph, weights, [self.images[n] for n in numbers], error, tell)
-        _forget(graph)
-        return found
-
-    def errors(self, ranges: Mapping[str, float], kept: Collection[str] = (), of: slice = EVERY) -> list[float]:
-        """Return the error on each of these images with all layers but ``kept`` quantized."""
-        asked = ["errors", self._folded(), digest_of(ranges), sorted(kept), of.start, of.stop]
-        return self.journal.recall(asked, lambda: self._errors(ranges, kept, of))
-
-    def _errors(self, ranges: Mapping[str, float], kept: Collection[str], of: slice) -> list[float]:
-        graph = self.graph()
-        quantize_as(graph, ranges, self.spec, self.options, kept, self.largest)
-        found = errors_of(graph, self.exact[of], self.images[of], self.spec)
-        _forget(graph)
-        return found
-
-
-def digest_of(ranges: Mapping[str, float]) -> str:
-    """Return a hash of ranges."""
-    return hashlib.sha256(json.dumps(sorted(ranges.items())).encode()).hexdigest()
-
-
-def _forget(graph: ir.Model) -> None:
-    """Free the weights of a graph: its reference cycles keep it for a while, and several large ones would add up."""
-    drop_weights(graph)
-    release_freed_memory()
-
-
-def _measured(
-    rows: ir.Model, trials: _Trials, calibration: Calibration, progress: Progress, *, cache: bool
-) -> Activations:
-    """Measure what ranges follow from, and take the exact outputs of the comparison from the same runs."""
-    options = trials.options
-    if options.target == "cpu":
-        tensors = rounded_tensors(rows.graph)
-    else:
-        layers = quantisable(rows.graph)
-        both = options.keep_as == "fp16"  # which has to hold what layers give, too
-        names = [name for node in layers for name in activations_of(node, outputs=both)]
-        tensors = list(dict.fromkeys((*names, *measured_of(attention_cores(rows.graph)))))
-    compared = () if trials.exact else spread_numbers(len(calibration.images()), COMPARED)
-
-    def watch(number: int, outputs: dict[str, Array]) -> None:
-        if number in compared:
-            trials.exact.append({name: torch.from_numpy(value) for name, value in outputs.items()})
-
-    data = digest_of_file(trials.base) + digest_of_changes(trials.changes) if cache else b""
-    found = measure_activations(
-        rows, data, trials.spec, tensors, calibration, cache=cache, watch=watch, progress=progress
-    )
-    trials.largest = found.largest
-    trials.exact = trials.exact or outputs_of(rows, trials.images)
-    return found
-
-
 def _kept_by_measurement(
-    trials: _Trials,
+    trials: Trials,
     layers: Sequence[ir.Node],
     ranges: Mapping[str, float],
     whole: Sequence[float],

@@ -1,8 +1,8 @@
 """The layers that stay in floating point, chosen by measurement of the network's outputs.
 
 Networks have hundreds of layers, and most of them do not matter. So all are ranked by what they add to the error, from
-one run with everything quantized (:mod:`deploykit.export.precision.contributions`). Then networks in which the first
-layers of that list are really left in floating point are run, and the length of the list is bisected.
+one run with everything quantized (:mod:`deploykit.export.precision.search.contributions`). Then networks in which the
+first layers of that list are really left in floating point are run, and the length of the list is bisected.
 """
 
 from __future__ import annotations

@@ -43,11 +43,16 @@ Changes = Mapping[tuple[str, int], tuple[Scaled | Added, ...]]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to fold: ``name`` says in the report how, ``sites`` counts the places, ``changes`` are what it does."""
+    """One way to fold.
+
+    ``name`` says in the report how, ``sites`` counts the places, ``changes`` are what it does; ``nodes`` counts those
+    that the graph then has more.
+    """
 
     name: str
     sites: int
     changes: Changes
+    nodes: int = 0
 
 
 class Fold(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 from torch import Tensor
@@ -24,6 +24,9 @@ FOLDS: tuple[Fold, ...] = (Equalise(), Smooth())
 WORTHWHILE = 0.98
 """A fold is taken if the error is at most this share of the error without it: less is chance."""
 
+WORTH_NODES = 0.9
+"""The same of a candidate that adds nodes, which take time, against the best one that adds none."""
+
 TOLERANCE = 1e-5
 """How far outputs in fp32 may move, as a share of the largest value of the output."""
 
@@ -33,16 +36,28 @@ class FoldReport:
     """What was tried and taken.
 
     ``taken`` are the names of the candidates whose changes the graph has; ``errors`` candidate -> the error of the
-    quantized outputs with it and with what was taken before it; ``none`` is the error without folds.
+    quantized outputs with it and with what was taken before it; ``none`` is the error without folds. Ranges are those
+    of the images of the comparison. ``dropped`` are candidates with which the error was not lower with the ranges of
+    all images.
     """
 
     taken: tuple[str, ...]
     errors: dict[str, float]
+    dropped: tuple[str, ...] = ()
+
+    def without(self) -> FoldReport:
+        """Return the report of a network that has none of them after all."""
+        return replace(self, taken=(), dropped=self.taken)
 
     def line(self) -> str:
         """Return the sentence for the screen."""
         tried = ", ".join(f"{name} {error:.3g}" for name, error in self.errors.items())
-        return f"{'; '.join(self.taken) or 'none'} (verified in fp32); error of the outputs by what was tried: {tried}"
+        taken = "; ".join(self.taken) or "none"
+        dropped = f", not with those of all images: {'; '.join(self.dropped)} was left out" if self.dropped else ""
+        return (
+            f"{taken} (verified in fp32); error of the outputs by what was tried, with ranges of the images it is "
+            f"measured on: {tried}{dropped}"
+        )
 
 
 def choose_folds(
@@ -73,17 +88,18 @@ def choose_folds(
             continue
         progress.step(f"folds: {fold.name}")
         now = graph if not changes else _changed(graph, changes)
-        least, best = math.inf, None
+        best: tuple[str, Changes] | None = None
         for candidate in fold.candidates(now, images):
             if not errors:
                 errors["none"] = error_with({})
             name = f"{fold.name} {candidate.name}"
             both = joined_changes(changes, candidate.changes)
             errors[name] = error_with(both)
-            if errors[name] < least:
-                least, best = errors[name], (name, both)
-        before = errors[taken[-1]] if taken else errors.get("none", 0.0)
-        if best is not None and not least > WORTHWHILE * before:
+            least = errors[best[0]] if best else errors[taken[-1]] if taken else errors["none"]
+            worthwhile = WORTH_NODES if candidate.nodes else 1.0 if best else WORTHWHILE
+            if errors[name] <= worthwhile * (math.inf if math.isnan(least) else least):
+                best = name, both
+        if best is not None:
             taken.append(best[0])
             changes = best[1]
     return changes, FoldReport(tuple(taken), errors) if errors else None

@@ -64,7 +64,7 @@ class Equalise:
             changes = joined_changes(changes, _before(node, shares[_given(node)]))
         if others:
             more = f"before {len(others)} depthwise layers"
-            yield Candidate(f"channels and {more}" if groups else more, len(groups) + len(others), changes)
+            yield Candidate(f"channels and {more}" if groups else more, len(groups) + len(others), changes, len(others))
 
 
 def _given(node: ir.Node) -> str:

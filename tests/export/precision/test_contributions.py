@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from deploykit.export.precision.contributions import contributions_of
 from deploykit.export.precision.cpu_int8 import quantize_for_cpu, rounded_tensors
 from deploykit.export.precision.qdq import quantisable, quantize, weight_of
 from deploykit.export.precision.search import way_back as module
+from deploykit.export.precision.search.contributions import contributions_of
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.runtime.arrays import Array
 from deploykit.spec import InputSpec

@@ -14,7 +14,7 @@ import torch
 from deploykit.errors import UsageError
 from deploykit.export.options import Calibration, PrecisionOptions
 from deploykit.export.parity.inputs import sample_image
-from deploykit.export.precision import quantize as module
+from deploykit.export.precision import trials as module
 from deploykit.export.precision.read_back import precisions_of
 from deploykit.export.precision.search.kept import KeepFile, KeptLayer, read_keep_file, write_keep_file
 from tests.export.precision.test_half_search import Offset, export, model_of
@@ -137,7 +137,7 @@ def test_a_search_of_int8_that_was_killed_goes_on(
     network = Offset(0.5, 8)
     with torch.no_grad():
         network.last.weight[:, 0] *= 30  # makes the steps of all other weights coarse
-    model, errors, run = model_of(network), module._Trials._errors, 0
+    model, errors, run = model_of(network), module.Trials._errors, 0
 
     def noted(self: Any, *arguments: Any) -> list[float]:
         nonlocal run
@@ -146,7 +146,7 @@ def test_a_search_of_int8_that_was_killed_goes_on(
         run += 1
         return errors(self, *arguments)
 
-    monkeypatch.setattr(module._Trials, "_errors", noted)
+    monkeypatch.setattr(module.Trials, "_errors", noted)
     stop = 1  # after the run with everything quantized, and after the ranking
     with pytest.raises(KeyboardInterrupt):
         export(tmp_path / "x.onnx", model, "int8", calibration=calibration, cache=True, folds="none")

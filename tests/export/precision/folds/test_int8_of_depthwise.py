@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deploykit.errors import UsageError
 from deploykit.export.options import Calibration, PrecisionOptions
 from deploykit.export.precision.quantize import QuantReport
+from deploykit.export.precision.trials import Trials
 from tests.export.precision.test_half_search import export, model_of
 
 WIDTH = 16
@@ -100,3 +101,25 @@ def test_folds_are_chosen_by_name(tmp_path: Path, calibration: Calibration) -> N
 def test_with_as_many_images_as_are_compared_nothing_is_corrected(tmp_path: Path, calibration: Calibration) -> None:
     few = Calibration(calibration.source, size=4, method="minmax")
     assert quantised(tmp_path / "x.onnx", nn.ReLU, calibration=few).corrected is None
+
+
+def test_what_does_not_help_with_the_ranges_of_all_images_is_left_out(
+    tmp_path: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worse_with_folds(self: Trials, *asked: Any) -> list[float]:
+        return [2.0 if self.changes else 1.0] * len(self.images)
+
+    plain = quantised(tmp_path / "plain.onnx", nn.ReLU, calibration=calibration, folds="none", cache=False)
+    first = Trials.error_with
+    monkeypatch.setattr(Trials, "error_with", lambda self, changes: 0.5 if changes else first(self, changes))
+    monkeypatch.setattr(Trials, "errors", worse_with_folds)
+    done = quantised(tmp_path / "done.onnx", nn.ReLU, calibration=calibration, folds=("equalise",), cache=False)
+    assert done.folds is not None
+    assert (done.folds.taken, done.folds.dropped) == ((), ("equalise channels",))
+    assert "equalise channels was left out" in dict(done.lines())["folded"]
+    assert done.ranges == plain.ranges
+    weights = [
+        {t.name: t.raw_data for t in onnx.load(tmp_path / f"{name}.onnx").graph.initializer}
+        for name in ("plain", "done")
+    ]
+    assert weights[0] == weights[1]
