@@ -2,7 +2,7 @@
 
     python benchmarks/precisions.py --data ../shared/data --only yolov5n unet-carvana
 
-measures rows and keeps them in benchmarks/results/precisions.json, beside those of other runs; without ``--data`` it
+measures rows and keeps them in benchmarks/precisions.json, beside those of other runs; without ``--data`` it
 measures nothing and writes the table of what is kept. Every file is made by the export that users call.
 
 The error is that of :meth:`ExportAdapter.error` against the fp32 file, a mean over images that calibrated nothing;
@@ -42,7 +42,7 @@ from deploykit.runtime.machine import Machine, cpu_features, versions
 from deploykit.spec import EndToEndRows, NmsOutputs
 
 ROOT = Path(__file__).resolve().parents[1]
-KEPT = ROOT / "benchmarks" / "results" / "precisions.json"
+KEPT = ROOT / "benchmarks" / "precisions.json"
 PAGE = ROOT / "docs" / "precision.md"
 BEGIN, END = "<!-- begin: benchmarks/precisions.py -->", "<!-- end: benchmarks/precisions.py -->"
 CALIBRATED, MEASURED, ROUNDS = 16, 4, 12
