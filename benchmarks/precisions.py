@@ -247,7 +247,7 @@ def table(rows: list[dict[str, Any]], said: Mapping[str, str]) -> str:
             lines.append(f"| {name} | {each['precision']} | refused ({len(notes)}) | | | | |")
             continue
         kept = "" if each["kept"] is None else f"{each['kept']} of {each['layers']}"
-        error = "" if first else number(each["error"], ".4f")
+        error = "" if first else number(each["error"], ".2g")
         ratio = number(each["ratio"], ".2f")
         size = number(each["size"] / 1e6, ".2f")
         lines.append(
@@ -255,7 +255,8 @@ def table(rows: list[dict[str, Any]], said: Mapping[str, str]) -> str:
         )
     return "\n".join(
         [
-            f"{said['machine']}, {said['versions']}, {said['date']}. No GPU ran any of it.",
+            f"{said['machine']}, {said['versions']}, {said['date']}. Other programs shared the machine. "
+            "No GPU ran any of it.",
             "",
             *lines,
             *([""] if notes else []),
