@@ -76,7 +76,6 @@ CASES = (
     Case("yolov7-lite-e, faces", "weights/yolov7-lite-e_face5kpt.pt", 640, "images/faces-wider"),
     Case("yolov7-lite-s, plates", "weights/yolov7-lite-s_plate4kpt.pt", 640, "images/plates"),
     Case("unet, cars", "weights/unet_carvana_small.pth", 320),
-    Case("unet, clouds", "weights/unet_clouds_4ch.pth", 320),
     Case("resnet20-cifar10", "weights/resnet20_cifar10.th", 32),
     *(
         Case(name, "", img)

@@ -84,7 +84,7 @@ def choose_corrections(
     with _SideBySide(quantized, _statistics(graph, followed, images)) as session:
         changes = session.corrections(images)
     after = error_with(changes)
-    taken = after <= WORTHWHILE * before
+    taken = after < WORTHWHILE * before  # nothing is to be gained from an error of 0
     return changes if taken else {}, CorrectionReport(taken, len(followed), before, after)
 
 
