@@ -133,7 +133,7 @@ def options_of(precision: str, calibration: Calibration) -> PrecisionOptions:
     """The options of a row."""
     if precision == CPU:
         return PrecisionOptions("int8", calibration=calibration, target="cpu")
-    kind: Precision = precision  # type: ignore[assignment]
+    kind: Precision = precision  # type: ignore[assignment]  # one of PRECISIONS
     return PrecisionOptions(kind, calibration=calibration if kind in ("int8", "fp8") else None)
 
 

@@ -50,7 +50,7 @@ def main() -> None:
         print(f"| {name} | the whole image | | | | {psnr(whole, clean):.2f} |")
         for tile, overlap in TILES:
             tiling = Tiling((tile, tile), overlap, 1, form.multiple)
-            found = run_tiled(lambda x, form=form: run(form, x), noisy, tiling)  # type: ignore[misc]
+            found = run_tiled(lambda x, form=form: run(form, x), noisy, tiling)  # type: ignore[misc]  # form is bound
             most = 255 * float(np.abs(found - whole).max())
             step = 255 * step_at_borders(found - whole, tiling)
             print(f"| {name} | {tile} | {overlap} | {most:.2f} | {step:.3f} | {psnr(found, clean):.2f} |")
@@ -75,7 +75,7 @@ def trained(images: Sequence[Array], steps: int) -> Nafnet:
         clean = torch.from_numpy(np.stack([crop(large[int(rng.integers(len(large)))], rng) for _ in range(BATCH)]))
         loss = nn.functional.l1_loss(network(clean + NOISE * torch.randn(clean.shape)), clean)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
         nn.utils.clip_grad_norm_(network.parameters(), 0.1)
         optimiser.step()
         schedule.step()

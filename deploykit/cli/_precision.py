@@ -17,6 +17,10 @@ ANY = "precision (docs/precision.md)"
 QUANTISED = "precision int8 and fp8"
 
 
+def _choice_or_names(words: list[str]) -> str | tuple[str, ...]:
+    return words[0] if words in (["auto"], ["none"]) else tuple(words)
+
+
 def precision_flags() -> Flags[PrecisionOptions]:
     """Return the options of precision, and those of int8 and fp8 but for their images."""
     from deploykit.export.options import HalfIO, Int8Target, KeepAs, Precision, PrecisionOptions
@@ -43,7 +47,7 @@ def precision_flags() -> Flags[PrecisionOptions]:
                     "layers that stay in higher precision: auto (by measurement), none, or names and patterns",
                     metavar="LAYER",
                     nargs="+",
-                    fills=lambda words: words[0] if words in (["auto"], ["none"]) else tuple(words),
+                    fills=_choice_or_names,
                 ),
                 Flag(
                     "--keep-file",
@@ -72,7 +76,7 @@ def precision_flags() -> Flags[PrecisionOptions]:
                     "what prepares weights: auto (what lowers the error), none, or names: equalise, smooth, correct",
                     metavar="NAME",
                     nargs="+",
-                    fills=lambda words: words[0] if words in (["auto"], ["none"]) else tuple(words),
+                    fills=_choice_or_names,
                 ),
                 Flag("--keep-as", "keep_as", "precision of the layers that stay", choices=get_args(KeepAs)),
             ),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ class _Job:
         gated = Gated(gate, self._spec(self.prepared.graph), None, self.source, self.timer)
         precision, accuracy = further.first, gated.compared(file)
         if self.options.nodes_to_exclude == "auto" and not gated.holds(accuracy):
-            write: Callable[[ir.Model], int] = lambda graph: self._write(graph, file)  # noqa: E731
+            write = partial(self._write, file=file)
             precision, accuracy, nodes = keep_for_accuracy(gated, file, further, write, self.timer)
         gated.check(accuracy)
         return nodes, precision, accuracy
@@ -357,7 +358,7 @@ def _named_as_found(spec: ModelSpec, session: Session) -> ModelSpec:
     """A spec of one output with the name that the network gives it: any name is accepted for a single one."""
     if len(spec.output_tensors) != 1 or len(session.outputs) != 1 or spec.output_names[0] == session.outputs[0].name:
         return spec
-    return replace(spec, output=replace(spec.output, name=session.outputs[0].name))  # type: ignore[call-arg]
+    return replace(spec, output=replace(spec.output, name=session.outputs[0].name))  # type: ignore[call-arg]  # drafted ones have a name
 
 
 def _check_fits(spec: ModelSpec, session: Session, file: Path) -> None:

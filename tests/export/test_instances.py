@@ -207,7 +207,7 @@ def test_masks_are_judged_as_a_whole_where_boxes_may_move(exported: ExportReport
                 masks[0, 0].reshape(-1)[cells] += change
                 return outputs
 
-            session.run = changed  # type: ignore[method-assign]  # of this session alone
+            session.run = changed  # type: ignore[method-assign]  # of this network alone
             for precision in ("fp32", "fp16"):
                 parity = check_expected(expected, "it", session, spec, LIMITS[precision])
                 found[change, precision] = all(d.ok for d in parity.differences if d.values == "masks")

@@ -45,7 +45,7 @@ def contributions_of(
     """
     with _Differentiated(quantized, weights) as session, session.in_one_thread():
         for number, image in enumerate(images):
-            session.add(image, lambda found, number=number: error(number, found))  # type: ignore[misc]
+            session.add(image, lambda found, number=number: error(number, found))  # type: ignore[misc]  # bound
             progress(number + 1)
         if session.stopped:
             _log.warning(
@@ -93,7 +93,7 @@ class _Differentiated(WayBack[str]):
         """Return the rounded value, with the derivative of the value before."""
         change = self._as_it_is((after - before.detach()).to(torch.bfloat16))
         self._changes[str(node.outputs[0].name)] = change
-        rounded: Tensor = Straight.apply(before, after)  # type: ignore[no-untyped-call]
+        rounded: Tensor = Straight.apply(before, after)  # type: ignore[no-untyped-call]  # torch has no types
         pair = node.inputs[0].producer() if node.inputs[0] is not None else None
         maker = None if pair is None or pair.inputs[0] is None else self._makers.get(str(pair.inputs[0].name))
         return rounded if maker is None or not rounded.requires_grad else self._noted(maker, rounded, change)

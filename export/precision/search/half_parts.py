@@ -57,7 +57,7 @@ def half_parts(
     """
     with _InHalf(graph, half, kind) as session, session.in_one_thread():
         for number, image in enumerate(images):
-            session.add(image, lambda found, number=number: error(number, found))  # type: ignore[misc]
+            session.add(image, lambda found, number=number: error(number, found))  # type: ignore[misc]  # bound
         nodes = {str(node.name): node for node in graph.graph}
         parts = [
             Part(size / len(images), frozenset(_needed(tensor, nodes[node], half)))
@@ -133,7 +133,7 @@ class _InHalf(WayBack[Edge]):
             with torch.no_grad():
                 rounded = self._rounded(x)
                 change = self._as_it_is((rounded - x).to(torch.bfloat16))
-            x = Straight.apply(x, rounded)  # type: ignore[no-untyped-call]
+            x = Straight.apply(x, rounded)  # type: ignore[no-untyped-call]  # torch has no types
         if change is None or not x.requires_grad:
             return x
         self.parts.setdefault(key, 0.0)
@@ -151,7 +151,7 @@ class _InHalf(WayBack[Edge]):
             with torch.no_grad():
                 after = self._rounded(x)
                 self._changes[name] = self._as_it_is((after - x).to(torch.bfloat16))
-            values[name] = Straight.apply(x, after)  # type: ignore[no-untyped-call]
+            values[name] = Straight.apply(x, after)  # type: ignore[no-untyped-call]  # torch has no types
 
     def _rounded(self, x: Tensor) -> Tensor:
         return x.to(self._type).to(x.dtype)

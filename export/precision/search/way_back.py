@@ -92,7 +92,7 @@ class WayBack(OnnxInTorchSession, Generic[K]):
         self.error += float(found.detach())
         if not found.requires_grad or not bool(found.isfinite()):
             return
-        found.backward()  # type: ignore[no-untyped-call]
+        found.backward()  # type: ignore[no-untyped-call]  # torch has no types
         del found
         while len(segments) > 1:
             self._back_through(segments[-2], segments.pop().entering)
@@ -155,7 +155,7 @@ class WayBack(OnnxInTorchSession, Generic[K]):
         def see(slope: Tensor) -> None:
             self.parts[key] += float((slope * change).sum())
 
-        value.register_hook(see)  # type: ignore[no-untyped-call]
+        value.register_hook(see)  # type: ignore[no-untyped-call]  # torch has no types
         return value
 
     def _noted_weight(self, key: K, weight: Tensor, exact: Callable[[], Tensor]) -> Tensor:
@@ -166,7 +166,7 @@ class WayBack(OnnxInTorchSession, Generic[K]):
             self.parts[key] += float((leaf.grad * (leaf.detach() - exact())).sum())
             leaf.grad = None
 
-        leaf.register_post_accumulate_grad_hook(see)  # type: ignore[no-untyped-call]
+        leaf.register_post_accumulate_grad_hook(see)  # type: ignore[no-untyped-call]  # torch has no types
         return leaf
 
 

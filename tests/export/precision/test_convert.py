@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import pytest
@@ -20,7 +19,6 @@ from deploykit.export import to_onnx
 from deploykit.export.engine.build import build_engine
 from deploykit.export.options import AccuracyGate, Calibration, EngineOptions, OnnxOptions, PrecisionOptions
 from deploykit.export.parity.compare import compare
-from deploykit.export.parity.inputs import sample_image
 from deploykit.export.parity.tolerances import FP16, REPORT_ONLY
 from deploykit.export.precision import convert as module
 from deploykit.export.precision import convert_half as to_half_module
@@ -39,15 +37,6 @@ from tests.narrow import model_of
 
 KEEP_NONE: dict[str, Any] = {"nodes_to_exclude": "none", "cache": False}
 engines = pytest.mark.skipif("tensorrt-rtx" not in installed(), reason="TensorRT for RTX is not installed")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    image = cv2.imread(str(sample_image()))
-    for i in range(3):
-        cv2.imwrite(str(folder / f"{i}.png"), image[100 * i : 100 * i + 200, 200 * i : 200 * i + 240])
-    return folder
 
 
 def few() -> ReferenceModel:

@@ -8,14 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import cv2
 import numpy as np
 import pytest
 import torch
 
 from deploykit.errors import AccuracyError, ParityError
 from deploykit.export.options import AccuracyGate, Calibration, OnnxOptions, PrecisionOptions
-from deploykit.export.parity.inputs import sample_image
 from deploykit.export.precision.gate_search import STEPS, keep_for_accuracy
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
@@ -78,15 +76,6 @@ def test_what_does_not_help_is_refused_with_the_last_drop(tmp_path: Path) -> Non
 
 def beyond(kept: Any) -> Any:
     raise ParityError(f"{kept} is beyond")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    image = cv2.imread(str(sample_image()))
-    for i in range(3):
-        cv2.imwrite(str(folder / f"{i}.png"), image[100 * i : 100 * i + 200, 200 * i : 200 * i + 240])
-    return folder
 
 
 def export(out: Path, precision: PrecisionOptions, model: ReferenceModel, gate: AccuracyGate | None) -> ExportReport:
