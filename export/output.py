@@ -12,11 +12,10 @@ from deploykit.atomic import (
     become_folder,
     check_replaceable,
     existing_folder,
-    partial_file,
-    partial_folder,
     sync,
 )
 from deploykit.errors import UsageError, os_errors_as_output_errors
+from deploykit.partials import partial_file, partial_folder
 
 __all__ = ["check_writable", "is_folder", "output_path", "publish", "staging_dir"]
 

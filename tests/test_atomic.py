@@ -10,24 +10,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import cv2
 import numpy as np
 import pytest
 
-from deploykit import atomic
+from deploykit import atomic, partials
 from deploykit.atomic import (
     alone_in,
     become_folder,
     exchange,
-    partial_file,
-    partial_folder,
     temporary_folder,
     write_atomic,
 )
-from deploykit.errors import DiskFullError, OutputError
+from deploykit.errors import DiskFullError, OutputError, os_errors_as_output_errors
+from deploykit.partials import partial_file, partial_folder
 from deploykit.runtime.images.video_writer import Mp4Writer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these locks nor these devices")
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def next_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if no folder had been cleaned by this process."""
-    monkeypatch.setattr(atomic, "_CLEANED", set())
+    monkeypatch.setattr(partials, "_CLEANED", set())
 
 
 def names(folder: Path) -> list[str]:
@@ -193,7 +193,7 @@ def test_standard_output_is_written_into_after_what_was_printed(to: str, tmp_pat
 
 
 def test_a_reader_that_closed_the_pipe_is_no_error_of_the_output(tmp_path: Path) -> None:
-    with pytest.raises(BrokenPipeError), atomic.os_errors_as_output_errors(tmp_path):
+    with pytest.raises(BrokenPipeError), os_errors_as_output_errors(tmp_path):
         raise BrokenPipeError
 
 
@@ -217,7 +217,7 @@ def test_a_video_follows_a_link_and_needs_a_file(kind: str, tmp_path: Path) -> N
 KILLED = """
 import os, sys
 from pathlib import Path
-from deploykit.atomic import partial_file, partial_folder
+from deploykit.partials import partial_file, partial_folder
 place = Path(sys.argv[1])
 with partial_file(place) as file, partial_folder(place, place.parent) as folder:
     file.write_bytes(b"1")
@@ -251,9 +251,65 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
         assert len(left) == 3
         assert all(f"-{living.pid}-" in name for name in left[:-1])
         assert living.poll() is None
-    atomic._CLEANED.clear()
+    partials._CLEANED.clear()
     write_atomic(tmp_path / "other.bin", b"2")
     assert names(tmp_path) == ["other.bin"]
+
+
+def interrupted_at(number: int) -> Callable[[FrameType, str, object], object]:
+    """A trace function that raises at one of the instructions of the writer, as Ctrl-C may."""
+    left = number
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        nonlocal left
+        if frame.f_code.co_filename not in (partials.__file__, contextlib.__file__):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+@pytest.mark.parametrize("what", [partial_file, lambda place: partial_folder(place, place.parent)])
+def test_an_interrupt_at_any_instruction_leaves_nothing_after_the_process(
+    tmp_path: Path, what: Callable[[Path], contextlib.AbstractContextManager[Path]]
+) -> None:
+    before, number, whole = sys.gettrace(), 0, False
+    while not whole:
+        number += 1
+        sys.settrace(interrupted_at(number))
+        try:
+            with what(tmp_path / "m.bin"):
+                pass
+            whole = True  # the interrupt was to come later than the last instruction
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        partials._remove_unfinished()
+        assert names(tmp_path) == [], number
+    assert number > 200
+
+
+def test_the_end_of_a_process_removes_its_own_partials_and_a_forked_one_removes_none(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from deploykit import partials\n"
+        "partial = partials._hidden(Path(sys.argv[1]), 'm')\n"
+        "context = partials._removed_at_the_end(partial)\n"
+        "context.__enter__(); partial.touch()\n"
+        "if (child := os.fork()) == 0: sys.exit()\n"
+        "os.waitpid(child, 0); print(partial.exists(), flush=True)\n"
+        "os.kill(os.getpid(), 2)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert run.stdout == "True\n", run.stderr
+    assert "KeyboardInterrupt" in run.stderr
+    assert names(tmp_path) == []
 
 
 def test_what_another_machine_left_is_removed_after_a_week_without_a_change(tmp_path: Path) -> None:
@@ -268,7 +324,7 @@ def test_what_another_machine_left_is_removed_after_a_week_without_a_change(tmp_
     write_atomic(tmp_path / "m", b"1")
     assert names(tmp_path) == [folder.name, new.name, "m"]
     os.utime(folder / "growing", (long_ago, long_ago))
-    atomic._CLEANED.clear()
+    partials._CLEANED.clear()
     write_atomic(tmp_path / "m", b"1")
     assert names(tmp_path) == [new.name, "m"]
 
@@ -293,8 +349,8 @@ def test_without_locks_only_age_tells(tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
-    left = tmp_path / f".m.{atomic._machine()}-1-89abcdef.partial"
+    monkeypatch.setattr(partials.fcntl, "flock", refuse)
+    left = tmp_path / f".m.{partials._machine()}-1-89abcdef.partial"
     left.write_bytes(b"1")
     write_atomic(tmp_path / "m", b"1")
     assert names(tmp_path) == [left.name, "m"]
@@ -304,7 +360,7 @@ def test_a_partial_that_was_taken_for_abandoned_at_birth_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between its creation and its lock another process may remove it."""
-    lock, removed = atomic.lock, []
+    lock, removed = partials.lock, []
 
     def late(descriptor: int) -> bool | None:
         if not removed:
@@ -312,7 +368,7 @@ def test_a_partial_that_was_taken_for_abandoned_at_birth_is_made_again(
             removed[0].unlink()
         return lock(descriptor)
 
-    monkeypatch.setattr(atomic, "lock", late)
+    monkeypatch.setattr(partials, "lock", late)
     write_atomic(tmp_path / "m", b"whole")
     assert (tmp_path / "m").read_bytes() == b"whole"
     assert len(removed) == 1

@@ -22,8 +22,8 @@ TOPS = ("deploykit", "models", "export", "runtime")
 """The top-level folders. A room is a folder within them, or a file directly in one of them."""
 
 FLOORS = (
-    ("errors", "version", "connection", "progress", "strict_json", "coco_classes", "numerals", "runtime", "models",
-     "export", "runtime.arrays", "runtime.cores", "models.imagenet_classes", "models.load_options",
+    ("errors", "version", "connection", "partials", "progress", "strict_json", "coco_classes", "numerals", "runtime",
+     "models", "export", "runtime.arrays", "runtime.cores", "models.imagenet_classes", "models.load_options",
      "models.signatures", "models.timm_options", "export.junit"),
     ("atomic", "error_texts", "spec", "runtime.files", "runtime.machine", "runtime.compute", "runtime.cuda",
      "models.checkpoint", "models.class_names", "models.fuse", "export.step_timer", "runtime.images.headers",
@@ -81,7 +81,8 @@ PARTS = {
     "strict_json": Part(),
     "coco_classes": Part(),
     "numerals": Part(),
-    "atomic": Part(words("errors")),
+    "partials": Part(),
+    "atomic": Part(words("errors partials")),
     "error_texts": Part(words("errors version")),
     "spec": Part(words("errors strict_json")),
     "describe": Part(words("spec")),
@@ -89,7 +90,7 @@ PARTS = {
         words("atomic errors progress strict_json coco_classes numerals spec"), words("torch"), words("timm numpy")
     ),
     "runtime": Part(
-        words("atomic connection errors version progress strict_json coco_classes numerals spec describe"),
+        words("atomic connection errors partials version progress strict_json coco_classes numerals spec describe"),
         words("numpy cv2"),
         words("onnxruntime tensorrt pycuda supervision matplotlib yaml triton_python_backend_utils"),
     ),
@@ -100,7 +101,7 @@ PARTS = {
         light=words("errors version strict_json runtime"),
     ),
     "export": Part(
-        words("atomic errors version progress strict_json spec describe models runtime"),
+        words("atomic errors partials version progress strict_json spec describe models runtime"),
         words("torch onnx onnxscript onnx_ir numpy"),
         words("onnxsim tensorrt"),
     ),

@@ -1,4 +1,4 @@
-"""Every file is opened for writing in ``deploykit/atomic.py``, or at one of the places below, each with its reason."""
+"""Files are opened for writing in ``deploykit/atomic.py``, ``partials.py`` or at a place below, with its reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MECHANISM = "deploykit/atomic.py"
+MECHANISM = ("deploykit/atomic.py", "deploykit/partials.py")
 FOLDERS = ("deploykit", "models", "export", "runtime", "cpp_plugins")
 
 STAGED = "into a staging folder, which is published whole"
@@ -105,7 +105,7 @@ def found() -> Iterator[tuple[str, str, int]]:
     for folder in FOLDERS:
         for file in sorted((ROOT / folder).rglob("*.py")):
             name = file.relative_to(ROOT).as_posix()
-            if name == MECHANISM or file.resolve() != file:  # through one of the links in the package
+            if name in MECHANISM or file.resolve() != file:  # through one of the links in the package
                 continue
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and writes(node):

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from deploykit.atomic import lock, partial_file, sync, write_atomic
+from deploykit.atomic import sync, write_atomic
 from deploykit.errors import BackendError, DataError, OutputError, UsageError, os_errors_as_output_errors
+from deploykit.partials import lock, partial_file
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.cluster.parts import Format, join_parts, outline
 from deploykit.runtime.cluster.plan import Plan, difference

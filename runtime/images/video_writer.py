@@ -9,8 +9,9 @@ from typing import Self
 
 import cv2
 
-from deploykit.atomic import destination, partial_file, sync
+from deploykit.atomic import destination, sync
 from deploykit.errors import OutputError, os_errors_as_output_errors
+from deploykit.partials import partial_file
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.opencv_path import opencv_path
 

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from deploykit.atomic import become_folder, exchange, existing_folder, partial_folder, sync, write_atomic
+from deploykit.atomic import become_folder, exchange, existing_folder, sync, write_atomic
 from deploykit.errors import OutputError, os_errors_as_output_errors
+from deploykit.partials import partial_folder
 from deploykit.runtime.package.sums import SUMS, text_of_sums
 from deploykit.runtime.verified import sha256
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pytest
 
-from deploykit import atomic
+from deploykit import partials
 from deploykit.cli import main
 from deploykit.errors import DiskFullError, NoPermissionError, OutputError
 from deploykit.runtime.images.video_writer import Mp4Writer
@@ -82,19 +82,19 @@ def over_the_quota(folder: Path, patch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> Path:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    patch.setattr(atomic, "_hidden", refused)
+    patch.setattr(partials, "_hidden", refused)
 
 
 def vanishing(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Somebody removes the folder at the moment when a file is to be written into it."""
-    clean = atomic._remove_abandoned
+    clean = partials._remove_abandoned
 
     def vanish(place: Path) -> None:
         clean(place)
         if place == folder or folder in place.parents:
             shutil.rmtree(folder, ignore_errors=True)
 
-    patch.setattr(atomic, "_remove_abandoned", vanish)
+    patch.setattr(partials, "_remove_abandoned", vanish)
 
 
 def mounted(*options: str) -> Callable[[Path, pytest.MonkeyPatch], None]:
@@ -156,7 +156,7 @@ def check(
         pytest.skip("it compiles in a temporary folder, which the limit meets first")
     out = folder / "out"
     out.mkdir()
-    patch.setattr(atomic, "_CLEANED", set())
+    patch.setattr(partials, "_CLEANED", set())
     if name in LONG:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     words = command.format(out=out, **places)

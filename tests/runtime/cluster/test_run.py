@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit import atomic
+from deploykit import atomic, partials
 from deploykit.errors import BackendError, DataError, DiskFullError, UsageError
 from deploykit.progress import Progress
 from deploykit.runtime.cluster import run
@@ -54,7 +54,7 @@ class KilledAt:
             atomic.write_atomic(path, data)
             return
         if self.how == "in":  # what a process that is killed leaves: half a file under a hidden name
-            hidden = path.parent / f".{path.stem}.{atomic._machine()}-1-00000000.partial{path.suffix}"
+            hidden = path.parent / f".{path.stem}.{partials._machine()}-1-00000000.partial{path.suffix}"
             hidden.write_bytes(data[: len(data) // 2])
         elif self.how == "after":
             atomic.write_atomic(path, data)
@@ -79,7 +79,7 @@ def test_however_often_a_run_is_stopped_each_image_has_one_row(
                 try:
                     complete(plan, folder, "jsonl", in_any_order(seed, Counter()), join=join)
                 except Killed:
-                    atomic._CLEANED.clear()  # the next process looks for abandoned files again
+                    partials._CLEANED.clear()  # the next process looks for abandoned files again
         there = {file.name for file in (folder / "parts").glob("part-*")} if folder.exists() else set()
         computed: Counter[int] = Counter()
         manifest = complete(plan, folder, "jsonl", in_any_order(7, computed), join=join)
