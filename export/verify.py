@@ -23,7 +23,7 @@ from deploykit.atomic import write_atomic
 from deploykit.errors import DeployError, ExportError, ParityError, UsageError, import_extra
 from deploykit.export.junit import Case, junit_xml
 from deploykit.export.nms.graph import CONF, IOU
-from deploykit.export.parity.compare import Pair, check_expected, prepared
+from deploykit.export.parity.compare import Given, Pair, check_expected, prepared
 from deploykit.export.parity.nms import check_detections
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
@@ -169,18 +169,8 @@ def verify(
             base = None
         limits = chosen_tolerance(tolerance or "", base)
     assert limits is None or isinstance(limits, Tolerance)
-    compute, more = ComputeOptions(device, threads), partial(_with_plain, Path(b), found[str(b)].name)
-    with prepared(
-        a,
-        b,
-        images=images,
-        spec=given,
-        tolerance=limits,
-        loading=loading,
-        compute=compute,
-        more=more,
-        progress=progress,
-    ) as pair:
+    how = Given(images, given, limits, loading, ComputeOptions(device, threads))
+    with prepared(a, b, how, more=partial(_with_plain, Path(b), found[str(b)].name), progress=progress) as pair:
         _check_judged(str(b), found[str(b)].name, pair.tolerance or pair.expected.limits)
         parity = _compared(Path(b), pair, progress)
         if not parity.ok and tolerance is None and is_checkpoint(a) and found[str(b)].ours == "fp32":

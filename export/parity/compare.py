@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from deploykit.runtime.session import Session, for_checkpoints, is_checkpoint, o
 from deploykit.runtime.spec_file import read_spec
 from deploykit.spec import ENGINE_SUFFIXES, Dynamic, InputSpec, ModelSpec
 
-__all__ = ["Pair", "ParityReport", "Tolerance", "check_expected", "compare", "expect", "prepared"]
+__all__ = ["Given", "Pair", "ParityReport", "Tolerance", "check_expected", "compare", "expect", "prepared"]
 
 
 def compare(
@@ -69,18 +69,20 @@ def compare(
     Raises:
         SpecError: neither carries a spec. UsageError: their inputs have no size in common.
     """
-    compute = ComputeOptions(device, threads)
-    with prepared(
-        a,
-        b,
-        images=images,
-        spec=spec,
-        tolerance=tolerance,
-        loading=loading,
-        compute=compute,
-        progress=progress,
-    ) as pair:
+    how = Given(images, read_spec(spec), tolerance, loading, ComputeOptions(device, threads))
+    with prepared(a, b, how, progress=progress) as pair:
         return check_expected(pair.expected, pair.name, pair.candidate, pair.spec, pair.tolerance, progress)
+
+
+@dataclass(frozen=True)
+class Given:
+    """How two models are compared, as the arguments of :func:`compare` say it; the spec has been read."""
+
+    images: Sequence[str | Path] = ()
+    spec: ModelSpec | None = None
+    tolerance: Tolerance | None = None
+    loading: LoadOptions | None = None
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
 
 
 @dataclass(frozen=True)
@@ -101,21 +103,17 @@ class Pair:
 def prepared(
     a: str | Path | Session,
     b: str | Path | Session,
+    how: Given,
     *,
-    images: Sequence[str | Path] = (),
-    spec: ModelSpec | str | Path | None = None,
-    tolerance: Tolerance | None = None,
-    loading: LoadOptions | None = None,
-    compute: ComputeOptions | None = None,
     more: Callable[[ParityInputs, ModelSpec], ParityInputs] | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[Pair]:
-    """Run the reference ``a``, and yield what ``b`` is compared with; arguments and errors as in :func:`compare`.
+    """Run the reference ``a``, and yield what ``b`` is compared with; errors as in :func:`compare`.
 
     ``more`` adds images, for the spec that is compared.
     """
-    given = read_spec(spec)
-    ways, compute = for_checkpoints((a, b), loading), compute or ComputeOptions()
+    given, tolerance, compute = how.spec, how.tolerance, how.compute
+    ways = for_checkpoints((a, b), how.loading)
     if compute.device is not None and not any(isinstance(m, (str, Path)) and not is_checkpoint(m) for m in (a, b)):
         raise UsageError("device is for exports, and none of the two models is opened here as one")
     with contextlib.ExitStack() as stack:
@@ -138,7 +136,7 @@ def prepared(
                 reference_spec = dataclasses.replace(own[0], input=chosen.input)
             if own[1] and _decodes_otherwise(own[1], chosen):
                 chosen = dataclasses.replace(own[1], input=chosen.input)
-            feeds = make_parity_inputs(chosen, images)
+            feeds = make_parity_inputs(chosen, how.images)
             feeds = more(feeds, chosen) if more is not None else feeds
             feeds = feeds.restrict_to(_input_filter(first)).restrict_to(_input_filter(second))
             opened_here = isinstance(a, (str, Path))

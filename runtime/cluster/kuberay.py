@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deploykit.runtime.cluster.scaling import APPLICATION, Scaling, autoscaling
-from deploykit.runtime.package.server import PORT, USER
+from deploykit.runtime.package.server import PORT, unprivileged
 
 __all__ = ["RAY", "rayservice_text"]
 
@@ -118,14 +118,7 @@ def _pod(name: str, container: str, image: str, resources: dict[str, str], ports
                     "image": image,
                     "ports": [{"name": title, "containerPort": port} for title, port in ports.items()],
                     "resources": {"requests": dict(resources), "limits": dict(resources)},
-                    "securityContext": {
-                        "runAsNonRoot": True,
-                        "runAsUser": USER,
-                        "runAsGroup": USER,
-                        "allowPrivilegeEscalation": False,
-                        "capabilities": {"drop": ["ALL"]},
-                        "seccompProfile": {"type": "RuntimeDefault"},
-                    },
+                    "securityContext": unprivileged(),
                     "volumeMounts": [
                         {"name": "token", "mountPath": TOKENS, "readOnly": True},
                         {"name": "shared-memory", "mountPath": "/dev/shm"},

@@ -10,7 +10,15 @@ from typing import Any
 
 from deploykit.errors import UsageError
 from deploykit.runtime.package.models import PackagedModel
-from deploykit.runtime.package.server import LIVE, PORT, READY, USER, check_onnx, container_arguments, model_places
+from deploykit.runtime.package.server import (
+    LIVE,
+    PORT,
+    READY,
+    check_onnx,
+    container_arguments,
+    model_places,
+    unprivileged,
+)
 
 __all__ = ["kserve_text"]
 
@@ -91,15 +99,7 @@ def _server(
         "readinessProbe": _probe(READY, every=5, failures=3),
         "livenessProbe": {**_probe(LIVE, every=10, failures=6), "initialDelaySeconds": 10},
         "resources": resources,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": {**unprivileged(), "readOnlyRootFilesystem": True},
         "volumeMounts": [
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "token", "mountPath": TOKENS, "readOnly": True},

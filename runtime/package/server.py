@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 from deploykit.errors import UsageError
 from deploykit.runtime.package.models import PackagedModel
@@ -19,6 +20,7 @@ __all__ = [
     "container_arguments",
     "model_places",
     "service_name",
+    "unprivileged",
 ]
 
 PORT, GRPC_PORT = 8000, 8001
@@ -26,6 +28,19 @@ LIVE, READY = "/v2/health/live", "/v2/health/ready"
 USER = 65532
 """The user and the group of a container: of nobody on usual systems, and a number, by which Kubernetes sees that it is
 not root."""
+
+
+def unprivileged() -> dict[str, Any]:
+    """Return the security context of a container in Kubernetes; a new one each time, for YAML names what it meets
+    again."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 def check_onnx(models: Sequence[PackagedModel], what: str) -> None:

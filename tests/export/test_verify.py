@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 import deploykit
 from deploykit.errors import NotFoundError, ParityError, UsageError
 from deploykit.export.parity import relaxing
-from deploykit.export.parity.compare import prepared
+from deploykit.export.parity.compare import Given, prepared
 from deploykit.export.parity.tolerances import FP16, LIMITS
 from deploykit.export.sessions import torch_module
 from deploykit.export.to_onnx import onnx_from_model
@@ -96,7 +96,7 @@ def test_the_precision_of_a_foreign_file_is_read_from_its_graph(tmp_path: Path) 
 
 def test_reference_values_have_their_own_limits_and_a_lower_precision_has_its(tmp_path: Path) -> None:
     fp32, fp16 = (exported_conv(tmp_path / f"{kind}.onnx", half=kind == "fp16") for kind in ("fp32", "fp16"))
-    with prepared(fp32, fp16, spec=TEN) as pair:
+    with prepared(fp32, fp16, Given(spec=TEN)) as pair:
         replace(pair.expected, limits=Tolerance(dense=1e-4)).save(tmp_path / "known.npz")
     same = verify(tmp_path / "known.npz", fp32, spec=TEN)
     assert same.ok
