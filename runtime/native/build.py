@@ -19,8 +19,7 @@ from deploykit.runtime.native.library import (
     ABI,
     LIBRARIES,
     SUMS,
-    abi_of,
-    built_with,
+    abi_and_words,
     find_library,
     library_folder,
 )
@@ -178,8 +177,7 @@ def library_info(name: str) -> LibraryInfo:
     if file is None:
         return LibraryInfo(name, LIBRARIES[name], None, problem=f"not built: deploykit plugins build{NEEDS[name]}")
     try:
-        abi = abi_of(file)
-        words = built_with(file)
+        abi, words = abi_and_words(file)
     except BackendError as e:
         return LibraryInfo(name, LIBRARIES[name], file, problem=str(e))
     found = {m.decode() for m in re.findall(rb"sm_\d+", file.read_bytes())} if name in ("cuda", "tensorrt") else set()

@@ -10,12 +10,14 @@ work 100 and more (docs/plugins.md).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +34,7 @@ __all__ = [
     "LIBRARIES",
     "SUMS",
     "SWITCH",
+    "abi_and_words",
     "abi_of",
     "built_with",
     "check_undamaged",
@@ -108,10 +111,8 @@ def abi_of(library: Path) -> int:
     Raises:
         BackendError: it is damaged, does not load, or has no such function.
     """
-    try:
+    with _as_library(library):
         return int(_opened(library).deploykit_abi())
-    except (OSError, AttributeError) as e:
-        raise BackendError(f"{library} does not load as a library of deploykit ({e}): deploykit plugins build") from e
 
 
 def built_with(library: Path) -> str:
@@ -120,12 +121,33 @@ def built_with(library: Path) -> str:
     Raises:
         BackendError: as for :func:`abi_of`.
     """
-    try:
-        function = _opened(library).deploykit_built_with
-    except (OSError, AttributeError) as e:
-        raise BackendError(f"{library} does not load as a library of deploykit ({e}): deploykit plugins build") from e
+    with _as_library(library):
+        return _words(_opened(library))
+
+
+def abi_and_words(library: Path) -> tuple[int, str]:
+    """What :func:`abi_of` and :func:`built_with` tell, of a library that is read once.
+
+    Raises:
+        BackendError: as for :func:`abi_of`.
+    """
+    with _as_library(library):
+        opened = _opened(library)
+        return int(opened.deploykit_abi()), _words(opened)
+
+
+def _words(opened: ctypes.CDLL) -> str:
+    function = opened.deploykit_built_with
     function.restype = ctypes.c_char_p
     return str(function().decode())
+
+
+@contextlib.contextmanager
+def _as_library(library: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, AttributeError) as e:
+        raise BackendError(f"{library} does not load as a library of deploykit ({e}): deploykit plugins build") from e
 
 
 def cpu_library() -> ctypes.CDLL | None:

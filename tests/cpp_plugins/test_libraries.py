@@ -13,6 +13,7 @@ import pytest
 
 from deploykit.errors import BackendError, MissingDependencyError, NotFoundError, OutputError, UsageError
 from deploykit.runtime.native import build as native_build
+from deploykit.runtime.native import library
 from deploykit.runtime.native.build import NEEDS, build_libraries, library_info, source_folder
 from deploykit.runtime.native.library import ABI, FOLDER, LIBRARIES
 from tests.cpp_plugins.conftest import symbols
@@ -45,6 +46,15 @@ def test_info_tells_what_it_was_built_with(cpu_library: Path, monkeypatch: pytes
     assert re.match(r"\w+ \d+\.\d+", info.built_with)
     others = [library_info(name) for name in LIBRARIES if name != "cpu"]
     assert all(other.problem == f"not built: deploykit plugins build{NEEDS[other.name]}" for other in others)
+
+
+def test_info_reads_a_library_once(cpu_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those for GPUs are large."""
+    checked = []
+    monkeypatch.setenv(FOLDER, str(cpu_library))
+    monkeypatch.setattr(library, "check_undamaged", checked.append)
+    assert library_info("cpu").problem is None
+    assert checked == [cpu_library / "libdeploykit_cpu.so"]
 
 
 def test_nothing_else_is_left_in_the_folder(cpu_library: Path) -> None:
