@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import urllib.parse
@@ -23,6 +24,8 @@ __all__ = ["Body", "body_of"]
 
 LONGEST_NAME = 200
 FIELD = 1 << 16  # bytes of a field of a form that is no file
+AT_ONCE = 1 << 20  # bytes of a body that are read without a turn for other requests
+VALUES, MOST_VALUES = (b",", b"[", b"{"), 10_000  # beginnings of values of JSON: no thread may run while they are read
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ async def body_of(request: Request, most: int) -> Body:
     if kind == "multipart/form-data":
         return await _of_form(request, data)
     if kind == "application/json":
-        return _of_json(data)
+        return _of_json(data) if len(data) <= AT_ONCE else await asyncio.to_thread(_of_json, data)
     if not data:
         raise UsageError(
             "expected an image: its bytes as the body, a form (multipart/form-data) with the field file, or JSON"
@@ -69,7 +72,9 @@ class _Parser(MultiPartParser):
 
 async def _of_form(request: Request, data: bytes) -> Body:
     async def stream() -> AsyncGenerator[bytes, None]:
-        yield data
+        for start in range(0, len(data), AT_ONCE):
+            yield data[start : start + AT_ONCE]
+            await asyncio.sleep(0)  # the turn of other requests
 
     try:
         form = await _Parser(request.headers, stream(), max_files=1, max_fields=20, max_part_size=FIELD).parse()
@@ -89,6 +94,8 @@ async def _of_form(request: Request, data: bytes) -> Body:
 
 
 def _of_json(data: bytes) -> Body:
+    if sum(map(data.count, VALUES)) > MOST_VALUES:
+        raise UsageError(f"the JSON has more than {MOST_VALUES:,} values, and the image is one of them, in Base64")
     try:
         found = parse_json(data, most=len(data))
     except JsonError as e:

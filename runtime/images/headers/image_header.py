@@ -12,15 +12,16 @@ from dataclasses import dataclass
 
 from deploykit.runtime.images.headers.isobmff import avif_facts
 from deploykit.runtime.images.headers.jpeg import Jpeg, read_jpeg
-from deploykit.runtime.images.headers.tiff import numbers_of, tiff_directories
+from deploykit.runtime.images.headers.tiff import count_directories, first_directory, numbers_of
 
-__all__ = ["ImageHeader", "declared_size", "read_header"]
+__all__ = ["ImageHeader", "declared_size", "read_header", "size_at_once"]
 
 JPEG = b"\xff\xd8\xff"
 ORIENTATION = 274  # TIFF's tag, in EXIF too
 LOG_LUV = (34676, 34677)  # compressions of floating-point colours
 MANY = 10_000  # images in one file that are counted
 MOST_CHUNKS = 100_000  # of a file that are looked at
+SOON = 1000  # segments of a JPEG that are looked at in less than a millisecond
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,14 @@ def declared_size(data: bytes) -> tuple[int, int] | None:
     return None if header is None else header.size
 
 
+def size_at_once(data: bytes) -> tuple[int, int] | None:
+    """Return what :func:`declared_size` returns where that takes no time, which it does for nearly every JPEG.
+
+    None: the size is behind much else, or the format is another one, whose header may take some tenths of a second.
+    """
+    return read_jpeg(data, size_only=True, most=SOON).size if data.startswith(JPEG) else None
+
+
 def _jpeg(data: bytes) -> ImageHeader | None:
     found = read_jpeg(data)
     if found.size is None:
@@ -83,8 +92,7 @@ def _jpeg(data: bytes) -> ImageHeader | None:
 
 def _exif(block: bytes) -> int:
     """Return the orientation that an EXIF block (a TIFF without an image) states; 1 if it states none."""
-    directories = tiff_directories(block.removeprefix(b"Exif\0\0"))
-    value = numbers_of(directories[0].get(ORIENTATION)) if directories else []
+    value = numbers_of(first_directory(block.removeprefix(b"Exif\0\0")).get(ORIENTATION))
     return value[0] if value and 1 <= value[0] <= 8 else 1
 
 
@@ -204,12 +212,13 @@ def _words(data: bytes) -> Iterator[bytes]:
 
 
 def _tiff(data: bytes) -> ImageHeader | None:
-    directories = tiff_directories(data, pages=MANY)
-    if not directories:
+    pages = count_directories(data, MANY)
+    if not pages:
         return None
+    tags = first_directory(data)
 
     def first(number: int, default: int) -> int:
-        return (numbers_of(directories[0].get(number)) or [default])[0]
+        return (numbers_of(tags.get(number)) or [default])[0]
 
     orientation = first(ORIENTATION, 1)
     return ImageHeader(
@@ -218,7 +227,7 @@ def _tiff(data: bytes) -> ImageHeader | None:
         orientation if 1 <= orientation <= 8 else 1,
         first(258, 1),
         alpha=first(277, 1) > (3 if first(262, 0) == 2 else 1) if first(262, 0) in (0, 1, 2) else False,
-        images=len(directories),
+        images=pages,
         real=first(339, 1) == 3 or first(259, 1) in LOG_LUV,
     )
 

@@ -89,12 +89,15 @@ class _Walk:
     scans: list[Scan] = field(default_factory=list)
 
 
-def read_jpeg(data: bytes, *, size_only: bool = False) -> Jpeg:
-    """Read the markers of a JPEG, or those up to the one that says its size; never raises for what the bytes say."""
+def read_jpeg(data: bytes, *, size_only: bool = False, most: int = MOST_SEGMENTS) -> Jpeg:
+    """Read the first ``most`` markers of a JPEG, or those up to the one that says its size.
+
+    It never raises for what the bytes say.
+    """
     walk, complete, broken = _Walk(), False, None
     array = np.frombuffer(data, np.uint8)
     position, markers = 2, None
-    for _ in range(MOST_SEGMENTS):
+    for _ in range(most):
         if position + 2 > len(data) or len(walk.scans) > MOST_SCANS:
             break
         if data[position] != 0xFF or data[position + 1] in (0, 0xFF):

@@ -15,9 +15,10 @@ __all__ = [
     "SHORT",
     "SRATIONAL",
     "Tag",
+    "count_directories",
+    "first_directory",
     "numbers_of",
     "pixels_and_bytes",
-    "tiff_directories",
     "tiff_tags",
 ]
 
@@ -61,22 +62,33 @@ def pixels_and_bytes(data: bytes) -> tuple[int, int]:
     return largest
 
 
-def tiff_directories(data: bytes, pages: int = 1) -> list[dict[int, Tag]]:
-    """Return the tags of the first directories in their chain, at most ``pages``; empty if it is not a TIFF."""
+def first_directory(data: bytes) -> dict[int, Tag]:
+    """Return the tags of a TIFF's first directory; empty if it is not a TIFF."""
+    started = _start(data)
+    return {} if started is None else dict(_entries(data, *started))
+
+
+def count_directories(data: bytes, most: int) -> int:
+    """Return the number of directories in the chain of a TIFF, which are its pages, counted up to ``most``."""
+    started = _start(data)
+    if started is None:
+        return 0
+    layout, offset = started
+    seen: set[int] = set()
+    while len(seen) < most and offset and offset not in seen and offset + layout.head <= len(data):
+        seen.add(offset)
+        offset = layout.offset(data, offset + layout.head + layout.entry * layout.count(data, offset))
+    return len(seen)
+
+
+def _start(data: bytes) -> tuple[_Layout, int] | None:
+    """Return the layout of a TIFF, and where its first directory lies; None if it is not a TIFF."""
     order = ORDERS.get(data[:2])
     if order is None or len(data) < 8:
-        return []
+        return None
     big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
     layout = _Layout(order, big)
-    offset = layout.offset(data, 8 if big else 4)
-    found: list[dict[int, Tag]] = []
-    seen: set[int] = set()
-    while len(found) < pages and offset and offset not in seen and offset + layout.head <= len(data):
-        seen.add(offset)
-        found.append(dict(_entries(data, layout, offset)))
-        count = layout.count(data, offset)
-        offset = layout.offset(data, offset + layout.head + layout.entry * count)
-    return found
+    return layout, layout.offset(data, 8 if big else 4)
 
 
 def numbers_of(tag: Tag | None) -> list[int]:
@@ -113,24 +125,28 @@ def _number(kind: str, data: bytes, position: int) -> int:
 
 def _with_subdirectories(data: bytes) -> list[dict[int, Tag]]:
     """Return the first directory and its subdirectories."""
-    found = tiff_directories(data)
-    if not found:
+    started = _start(data)
+    if started is None:
         return []
-    order = ORDERS[data[:2]]
-    layout = _Layout(order, struct.unpack_from(f"{order}H", data, 2)[0] == 43)
-    below = numbers_of(found[0].get(SUBDIRECTORIES))[:16]
-    return found + [dict(_entries(data, layout, offset)) for offset in below]
+    layout, offset = started
+    first = dict(_entries(data, layout, offset))
+    below = numbers_of(first.get(SUBDIRECTORIES))[:16]
+    return [first, *(dict(_entries(data, layout, offset)) for offset in below)]
 
 
 def _entries(data: bytes, layout: _Layout, offset: int) -> Iterator[tuple[int, Tag]]:
+    """Yield the tags of a directory, whose values together are no longer than the file: those of a real one do not
+    overlap, and a few bytes for each of many tags could name the same megabyte."""
+    left = len(data)
     for i in range(layout.count(data, offset)):
         entry = offset + layout.head + layout.entry * i
         if entry + layout.entry > len(data):
             return
         number, kind, length = struct.unpack_from(layout.fields, data, entry)
         size = SIZES.get(kind, 0) * length
-        if not 0 < size <= MAX_TAG_BYTES:
+        if not 0 < size <= min(MAX_TAG_BYTES, left):
             continue
+        left -= size
         field = entry + layout.entry - layout.inline
         start = field if size <= layout.inline else layout.offset(data, field)
         values = data[start : start + size]

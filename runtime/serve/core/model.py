@@ -18,7 +18,7 @@ import numpy as np
 
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.run_limit import RunEnd
-from deploykit.runtime.images.headers.image_header import declared_size
+from deploykit.runtime.images.headers.image_header import declared_size, size_at_once
 from deploykit.runtime.predict.predictor import Predictor, PreparedImage
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.serve.core.batching import Batcher, Ticket
@@ -167,7 +167,7 @@ class ServedModel:
         """
         with self._counted() as stages, self.admitted() as ticket:
             predictor = self.with_options(asked)
-            with self._room_for(data):
+            with self._room_for(size_at_once(data) or await self._size_of(data)):
                 result = await self._predicted(predictor, partial(predictor.prepare, data, name), ticket, stages)
         return Answer(result, stages)
 
@@ -195,15 +195,19 @@ class ServedModel:
         stages |= {"queue": done.queue_ms, **result.timings}
         return result
 
+    async def _size_of(self, data: bytes) -> tuple[int, int]:
+        """Return an image's size by its header, which is read by a thread because it may be long; one that is not
+        understood is refused where it is decoded."""
+        return await asyncio.get_running_loop().run_in_executor(self._reading, declared_size, data) or (0, 0)
+
     @contextlib.contextmanager
-    def _room_for(self, data: bytes) -> Iterator[None]:
-        """Check an image's size by its header, and count its pixels while the context lasts; one whose header is not
-        understood is refused where it is decoded.
+    def _room_for(self, size: tuple[int, int]) -> Iterator[None]:
+        """Check the (height, width) of an image, and count its pixels while the context lasts.
 
         Raises:
             RefusedError: it declares too many pixels, or the images that are here have as many as there may be.
         """
-        most, (height, width) = self.options.max_pixels, declared_size(data) or (0, 0)
+        most, (height, width) = self.options.max_pixels, size
         if height * width > most:
             raise RefusedError(413, f"the image declares {width} x {height} pixels, more than the {most:,} allowed")
         if self.pixels + height * width > IMAGES * most:

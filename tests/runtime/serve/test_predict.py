@@ -148,6 +148,7 @@ PNG = cv2.imencode(".png", np.zeros((1001, 1000, 3), np.uint8))[1].tobytes()
         ("/v1/predict", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "form"),
         ("/v1/predict", {"json": {"image": "%"}}, 400, "Base64"),
         ("/v1/predict", {"json": [1]}, 400, "JSON object"),
+        ("/v1/predict", {"json": {"image": "", "classes": [[]] * 10_001}}, 400, "more than 10,000 values"),
         ("/v1/predict", {"json": {"url": "http://127.0.0.1/x.jpg"}}, 400, "fetches no addresses"),
         ("/v1/predict", {"content": IMAGE, "headers": {"x-request-timeout": "-1"}}, 400, "x-request-timeout"),
         ("/v1/nothing", {"content": IMAGE}, 404, "Not Found"),

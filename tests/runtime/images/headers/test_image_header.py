@@ -6,6 +6,7 @@ import io
 import os
 import resource
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import pytest
 
 from deploykit.errors import ImageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.headers.image_header import ImageHeader, declared_size, read_header
+from deploykit.runtime.images.headers.image_header import ImageHeader, declared_size, read_header, size_at_once
 from deploykit.runtime.images.headers.isobmff import avif_facts
+from deploykit.runtime.images.headers.tiff import tiff_tags
 from deploykit.runtime.images.reading import decode_image, encoded_image, read_image
 
 CORNERS = np.zeros((48, 64, 3), np.uint8)
@@ -269,3 +271,32 @@ def test_the_size_alone_is_that_of_the_header_for_any_beginning_of_a_file_and_an
         for data in (whole[:length], bytes(damaged)):
             found = read_header(data)
             assert declared_size(data) == (None if found is None else found.size)
+
+
+def test_the_size_of_a_jpeg_is_known_at_once_unless_much_is_before_it() -> None:
+    whole = encoded(np.zeros((9, 11, 3), np.uint8), ".jpg")
+    assert size_at_once(whole) == declared_size(whole) == (9, 11)
+    behind = whole[:2] + b"\xff\xfe\x00\x02" * 2000 + whole[2:]
+    assert size_at_once(behind) is None
+    assert declared_size(behind) == (9, 11)
+    assert size_at_once(encoded(np.zeros((9, 11, 3), np.uint8), ".png")) is None
+
+
+def test_tags_that_name_the_same_bytes_take_no_more_memory_than_the_file() -> None:
+    """Of a megabyte they would make a gigabyte, before any limit is asked."""
+    size, tags, pages = 1 << 18, 1000, 20
+    length = 6 + 12 * tags
+    end = 8 + pages * length
+    own = b"".join(struct.pack("<HHII", 300 + i, 1, size, end) for i in range(tags))
+    chain = (struct.pack("<H", tags) + own + struct.pack("<I", 8 + i * length) for i in range(1, pages))
+    data = b"II*\0\x08\0\0\0" + b"".join(chain) + struct.pack("<H", tags) + own + bytes(4 + size)
+    png = encoded(np.zeros((9, 11, 3), np.uint8), ".png")
+    exif = png[:33] + struct.pack(">I4s", len(data), b"eXIf") + data + bytes(4) + png[33:]
+    tracemalloc.start()
+    try:
+        for found, images in ((header(data), pages), (header(exif), 1)):
+            assert found.images == images
+        assert len(tiff_tags(data)) < tags
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(data)
+    finally:
+        tracemalloc.stop()
