@@ -13,8 +13,8 @@ from deploykit.export.graph.interface import Constant, Interface
 from deploykit.runtime.arrays import Array
 
 __all__ = [
-    "drop_weights", "initializers_of", "interface_of", "name_axes", "name_transposed", "register_constants", "simplify",
-    "stamp", "strip",
+    "arrange_gelu", "drop_weights", "initializers_of", "interface_of", "name_axes", "name_transposed",
+    "register_constants", "simplify", "stamp", "strip",
 ]  # fmt: skip
 
 FOLD_TAKEN, FOLD_GIVEN = 64 * 2**20, 16 * 2**20
@@ -33,6 +33,42 @@ def simplify(model: ir.Model) -> None:
     common.DeduplicateInitializersPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
+    arrange_gelu(model)
+
+
+def arrange_gelu(model: ir.Model) -> None:
+    """Write ``x * (0.5 * (1 + erf))`` as ``(x * 0.5) * (1 + erf)``, which ONNX Runtime computes as one Gelu.
+
+    torch's exporter writes the first form. The values are the same, because a half is a power of two.
+    """
+    for erf in model.graph:
+        if erf.op_type != "Erf":
+            continue
+        total = _only_user(erf, "Add")
+        halved = _only_user(total, "Mul")
+        product = _only_user(halved, "Mul")
+        if total is None or halved is None or product is None:
+            continue
+        half, x = _other_input(halved, total), _other_input(product, halved)
+        stored = None if half is None else half.const_value
+        if x is None or stored is None or stored.size != 1 or stored.numpy().item() != 0.5:
+            continue
+        for node, inputs in ((halved, (x, half)), (product, (halved.outputs[0], total.outputs[0]))):
+            for index, value in enumerate(inputs):
+                node.replace_input_with(index, value)
+        halved.outputs[0].shape = x.shape
+
+
+def _only_user(node: ir.Node | None, kind: str) -> ir.Node | None:
+    """Return the node of a kind that alone uses what a node gives, which is no output of the graph."""
+    users = [] if node is None or node.outputs[0].is_graph_output() else list(node.outputs[0].uses())
+    return users[0].node if len(users) == 1 and users[0].node.op_type == kind else None
+
+
+def _other_input(node: ir.Node, first: ir.Node) -> ir.Value | None:
+    """Return the other one of two inputs."""
+    others = [value for value in node.inputs if value is not first.outputs[0]]
+    return others[0] if len(others) == 1 else None
 
 
 def register_constants(model: ir.Model) -> None:
