@@ -7,6 +7,8 @@ Interleaved: every round runs all numbers of workers of a job, in another order,
 one image before its clock starts. The times are those of the whole command after that: opening the model, reading,
 network, drawing, encoding and writing. ``1`` is one image after the other, with all cores for the network. Printed are
 medians over the rounds, of the time, of the processor's time and of the peak of memory, and their ratios to it.
+``least`` is what no order of the same work can go below: the processor's time of the last number of workers, on all
+cores at once.
 ``--neighbours`` keeps so many other processes busy meanwhile, a table each. Rounds end when a job has had its share of
 the minutes; every job has one.
 """
@@ -18,7 +20,6 @@ import contextlib
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ONE = "1"
+ONE, LEAST = "1", "least"
 IMAGES, FRAMES = 24, 40
 MEASURED = {"seconds": "s", "processor": "s of the processor", "peak": "MB at the peak"}
 
@@ -134,8 +135,11 @@ def jobs(args: argparse.Namespace) -> dict[str, list[str]]:
 
 def compared(args: argparse.Namespace, end: float) -> tuple[list[Any], list[int]]:
     """Measure all jobs beside each number of neighbours until ``end``; return tables, and rounds of each job."""
-    from measured import Row, Table
+    from measured import Row, Table, medians
 
+    from deploykit.runtime.cores import usable_cores
+
+    cores, _ = usable_cores()
     variants = list(dict.fromkeys([ONE, *args.workers]))
     left = len(args.neighbours) * len(jobs(args))
     tables: list[Table] = []
@@ -148,13 +152,15 @@ def compared(args: argparse.Namespace, end: float) -> tuple[list[Any], list[int]
                 found = rounds_of(words, variants, args, share)
                 left -= 1
                 rounds.append(len(found[ONE]))
+                middle = {key: medians({v: [one[key] for one in ran] for v, ran in found.items()}) for key in rows}
+                middle["seconds"][LEAST] = round(middle["processor"][variants[-1]] / cores, 4)
                 for key, lines in rows.items():
-                    values = {variant: [one[key] for one in ran] for variant, ran in found.items()}
-                    middle = {variant: round(statistics.median(each), 4) for variant, each in values.items()}
-                    lines.append(Row((name,), middle))
+                    lines.append(Row((name,), middle[key]))
         beside = f"beside {count} busy process{'es' * (count != 1)}, " if count else ""
         for key, unit in MEASURED.items():
             columns = dict.fromkeys(variants, "{:.0f}" if key == "peak" else "{:.2f}")
+            if key == "seconds":
+                columns[LEAST] = "{:.2f}"
             tables.append(Table(f"a command by workers, {beside}{unit}", ("",), columns, tuple(rows[key]), ONE))
     return tables, rounds
 

@@ -51,7 +51,8 @@ class PredictOptions:
         tile: side of a tile in pixels, or (height, width); for a mosaic in cells of 2 x 2 (``restore``).
         overlap: distance in pixels from the edge of a tile within which its pixels are dropped (``restore``).
         every: of a video or a camera, predict only the frames whose numbers are multiples of this.
-        batch: images, or tiles, per call of a network with a dynamic batch.
+        batch: images, or tiles, per call of a network with a dynamic batch. Of a stream one thread of a CPU takes fewer
+            images where so many have more pixels than one of 640 x 640.
         max_pixels: the most pixels that the header of an image, or a video, may declare.
         time_limit: seconds that one call of the network may take in ONNX Runtime before it is ended.
         reconnect: how many times in a row a live stream that broke off is opened again; 0: its first break is its end.

@@ -134,7 +134,7 @@ def _over(rows: Array, layout: RawDetections, conf: np.float32, multi_label: boo
         obj = rows[:, factor[0]].astype(np.float32, copy=False)
         index = (obj > conf).nonzero()[0]  # no score exceeds its objectness, so the other rows need not be read
         if not len(index):
-            return index, obj[:0], index
+            return index, np.zeros(0, np.float32), index  # a view would hold all rows as long as the result lives
         if len(index) == len(rows):
             index = None
         else:

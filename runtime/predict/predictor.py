@@ -25,7 +25,7 @@ from deploykit.runtime.options import PredictOptions
 from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.pipeline.job import Job, Load, Unreadable
 from deploykit.runtime.pipeline.overlapped import results
-from deploykit.runtime.pipeline.workers import workers_on
+from deploykit.runtime.pipeline.workers import few_together, images_together, workers_on
 from deploykit.runtime.predict.checks import checked_batch, checked_input, checked_reopening
 from deploykit.runtime.predict.mosaic import is_mosaic, mosaic_job, read_item, restore_mosaic
 from deploykit.runtime.raw.mosaic import RawImage
@@ -111,6 +111,8 @@ class Predictor(Generic[R_co]):
         self.batch = checked_batch(info, self.spec.input.batch if asked is None else asked)
         self.tiling = self.adapter.tiling(fixed_size=self._fixed_size, batch=self.batch)
         self.workers = workers_on(self.options.workers, session.threads)
+        alone = session.threads == 1 and session.providers == ("CPUExecutionProvider",) and not self._fixed_batch
+        self._together = images_together(self.batch, own.size) if alone else self.batch
         self._spare: list[Array] = []
 
     def __repr__(self) -> str:
@@ -147,6 +149,8 @@ class Predictor(Generic[R_co]):
         """What a user should know about the network here: the notes of its session and of the options, and what becomes
         of colours."""
         notes = (*self.session.notes, *self.adapter.notes)
+        if self._together < (self.options.batch or 1):
+            notes = (*notes, few_together(self.batch, self._together))
         if self.spec.input.channels != 1:
             return notes
         return (*notes, "this network takes grey images (1 channel): images in colour become grey")
@@ -268,7 +272,7 @@ class Predictor(Generic[R_co]):
         return Job(
             self._loads_of_video(source) if isinstance(source, Video) else self._loads(source),
             self._run,
-            batch=1 if source.live else self.batch,
+            batch=1 if source.live else self._together,
             alike=lambda first, other: first.shape == other.shape,
             size=lambda item: item.frame.image.nbytes + item.shown.canvas.nbytes,
             slow=isinstance(source, Video),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from hypothesis.extra import numpy as hnp
 
 from deploykit.runtime.native.library import native_nms
 from deploykit.runtime.postprocess import nms as nms_module
+from deploykit.runtime.postprocess.nms import Choice, nms, numpy_nms, suppress
 from deploykit.runtime.postprocess.nms import Kept as Result
-from deploykit.runtime.postprocess.nms import nms, numpy_nms, suppress
 from deploykit.spec import RawDetections, Thresholds
 from tests.nms_corpus import Case, Kept, Rows, corpus, reference
 
@@ -210,3 +211,19 @@ def test_nms_is_one_or_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     _assert_same(nms(case.rows, case.layout, case.thresholds), case.rows, case.layout, case.thresholds)
     monkeypatch.setattr(nms_module, "native_nms", lambda *_, **__: None)
     _assert_same(nms(case.rows, case.layout, case.thresholds), case.rows, case.layout, case.thresholds)
+
+
+@pytest.mark.parametrize("layout", [RawDetections(cls=(5, 6)), RawDetections(obj=None, cls=(4, 5))])
+@pytest.mark.parametrize("value", [0.1, 1.0])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_what_is_kept_does_not_hold_the_networks_output(
+    run: Nms, layout: RawDetections, value: float, multi_label: bool
+) -> None:
+    rows = np.full((50, 6), value, np.float32)
+    output = weakref.ref(rows)
+    kept = (
+        numpy_nms(rows, layout, Thresholds(), Choice(multi_label)) if multi_label else run(rows, layout, Thresholds())
+    )
+    assert len(kept.rows) == (1 if value == 1 else 0)
+    del rows
+    assert output() is None

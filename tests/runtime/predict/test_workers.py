@@ -18,11 +18,12 @@ from deploykit.errors import ImageError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.video_writer import Mp4Writer
-from deploykit.runtime.options import ComputeKeywords
+from deploykit.runtime.options import ComputeKeywords, PredictOptions
 from deploykit.runtime.pipeline import workers as planning
-from deploykit.runtime.pipeline.workers import plan_workers
+from deploykit.runtime.pipeline.workers import TOGETHER, images_together, plan_workers
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.results.detection import Result
+from deploykit.spec import InputSpec, ModelSpec, RawDetections
 from tests.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
 
 COLOURS = (RED, BLUE)
@@ -156,3 +157,43 @@ def test_a_network_is_opened_for_its_workers(files: tuple[Path, list[Path]]) -> 
             deploykit.load(files[0], workers=wrong)
         with pytest.raises(UsageError, match="workers must be a number from 1 on, or auto"):
             deploykit.load(files[0]).stream(files[1], workers=wrong)
+
+
+@given(batch=st.integers(1, 100), height=st.integers(1, 4000), width=st.integers(1, 4000))
+def test_images_that_run_together_have_few_pixels(batch: int, height: int, width: int) -> None:
+    count = images_together(batch, (height, width))
+    assert 1 <= count <= batch
+    assert count == 1 or count * height * width <= TOGETHER
+    assert count == batch or (count + 1) * height * width > TOGETHER
+
+
+@pytest.mark.parametrize(
+    ("threads", "provider", "size", "dynamic", "expected"),
+    [
+        (1, "CPUExecutionProvider", (640, 480), "batch", [1] * 6),
+        (1, "CPUExecutionProvider", (320, 640), "batch", [2] * 3),
+        (1, "CPUExecutionProvider", (160, 160), "batch", [4, 2]),
+        (1, "CPUExecutionProvider", (640, 480), "none", [4, 4]),
+        (2, "CPUExecutionProvider", (640, 480), "batch", [4, 2]),
+        (1, "CUDAExecutionProvider", (640, 480), "batch", [4, 2]),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_one_thread_runs_few_large_images_together(
+    threads: int, provider: str, size: tuple[int, int], dynamic: str, expected: list[int], workers: int
+) -> None:
+    seen: list[int] = []
+
+    def answer(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        (images,) = inputs.values()
+        seen.append(len(images))
+        return {"output": np.zeros((len(images), 3, 6), np.float32)}
+
+    layout = InputSpec(size=size, batch=4 if dynamic == "none" else 1, dynamic=dynamic)
+    session = FakeSession(answer, spec=ModelSpec("detect", layout, RawDetections(cls=(5, 6)), ("thing",)))
+    session.threads, session.providers, session.concurrent = threads, (provider,), True
+    model: Predictor[Result] = Predictor(session, options=PredictOptions(batch=4))
+    images = [np.zeros((*size, 3), np.uint8)] * 6
+    assert len(list(model.stream(images, workers=workers))) == 6
+    assert sorted(seen, reverse=True) == expected
+    assert any("one thread of a CPU" in note for note in model.notes) == (expected[0] < 4)
