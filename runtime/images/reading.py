@@ -21,6 +21,7 @@ from deploykit.runtime.files import format_size, similar_names
 from deploykit.runtime.images.decoder_messages import decoder_messages, jpeg_damage
 from deploykit.runtime.images.gpu.choice import DECODE, asked_gpu
 from deploykit.runtime.images.gpu.jpeg import decoded_jpeg
+from deploykit.runtime.images.headers.camera import camera_file
 from deploykit.runtime.images.headers.image_header import ImageHeader, read_header
 from deploykit.runtime.images.headers.jpeg import damage_in, grey_tail
 from deploykit.runtime.images.pixels import as_bgr, check_pixels, eight_bits, turned, with_channels, without_alpha
@@ -42,6 +43,11 @@ ImageSource = str | os.PathLike[str] | bytes | Array
 # OpenCV decodes only the thumbnail of these camera files, or nothing.
 RAW_SUFFIXES = {".arw", ".cr2", ".cr3", ".dng", ".kdc", ".nef", ".orf", ".raf", ".rw2"}
 
+UNREAD = {
+    "RAW": "is a camera's RAW file, but a developed image is expected: convert it to PNG or JPEG",
+    "HEIC": "is a HEIC image, which OpenCV does not read: convert it to JPEG or PNG",
+}
+"""What a camera wrote -> why it is not decoded."""
 BYTES_PER_PIXEL = 8  # four channels of 16 bits without compression
 HEADER_BYTES = 1 << 26  # metadata, thumbnails and a video that some cameras put into the file of an image
 EXACT_DEPTH = {"PNG", "TIFF", "PNM", "PAM"}  # formats whose 16 bits OpenCV gives as they are
@@ -93,7 +99,7 @@ def encoded_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
             camera's RAW file.
     """
     if path.suffix.lower() in RAW_SUFFIXES:
-        raise ImageError(f"{path} is a camera's RAW file, but a developed image is expected: convert it to PNG or JPEG")
+        raise ImageError(f"{path} {UNREAD['RAW']}")
     return file_bytes(path, max_pixels=max_pixels)
 
 
@@ -146,6 +152,8 @@ def decode_image(
     if not data:
         raise ImageError(f"{name} is empty (0 bytes)")
     header = read_header(data)
+    if (header is None or header.format == "TIFF") and (kind := camera_file(data)):
+        raise ImageError(f"{name} {UNREAD[kind]}")
     if header is None:
         raise ImageError(_undecodable(data, name))
     check_pixels(header.size, name, max_pixels)

@@ -20,6 +20,7 @@ __all__ = [
     "numbers_of",
     "pixels_and_bytes",
     "tiff_tags",
+    "with_subdirectories",
 ]
 
 Tag = tuple[int, int, bytes]
@@ -41,7 +42,7 @@ def tiff_tags(data: bytes) -> dict[int, Tag]:
     Damaged entries are skipped: the tags are optional, and the image itself is not read here.
     """
     tags: dict[int, Tag] = {}
-    for directory in _with_subdirectories(data):
+    for directory in with_subdirectories(data):
         tags = {**directory, **tags}
     return tags
 
@@ -52,7 +53,7 @@ def pixels_and_bytes(data: bytes) -> tuple[int, int]:
     (0, 0) where the numbers cannot be determined.
     """
     largest = (0, 0)
-    for tags in _with_subdirectories(data):
+    for tags in with_subdirectories(data):
         sides = [numbers_of(tags.get(number)) for number in (WIDTH, HEIGHT)]
         starts = numbers_of(tags.get(STRIPS)) or numbers_of(tags.get(TILES))
         counts = numbers_of(tags.get(STRIPS + 6)) or numbers_of(tags.get(TILES + 1))
@@ -123,8 +124,8 @@ def _number(kind: str, data: bytes, position: int) -> int:
     return int(struct.unpack_from(kind, data, position)[0])
 
 
-def _with_subdirectories(data: bytes) -> list[dict[int, Tag]]:
-    """Return the first directory and its subdirectories."""
+def with_subdirectories(data: bytes) -> list[dict[int, Tag]]:
+    """Return the tags of a TIFF's first directory and of its subdirectories; empty if it is not a TIFF."""
     started = _start(data)
     if started is None:
         return []

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from deploykit.errors import DataError, ImageError, NotFoundError, UsageError
 from deploykit.runtime.evaluate.restored import mosaic_scores
 from deploykit.runtime.images.headers.tiff import tiff_tags
+from deploykit.runtime.images.reading import decode_image
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.mosaic import RawImage, is_raw, pack, read_raw, unpack
 
@@ -280,3 +282,18 @@ def test_a_pattern_that_rawpy_does_not_know_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(rawpy, "imread", Unknown)
     with pytest.raises(ImageError, match=r"a pattern that is not known \(filters: 148\)"):
         read_raw(tmp_path / "x.dng")
+
+
+def test_bytes_of_a_camera_are_told_from_an_image() -> None:
+    """OpenCV would find the thumbnail of some, on which a network would be run without a word."""
+    within = tiff("<", [(330, 4, 1, struct.pack("<I", 32))])
+    nef = within.ljust(32, b"\0") + struct.pack("<HHHIII", 1, 262, 3, 1, 32803, 0)
+    box = b"\0\0\0\x18ftyp"
+    for data in (dng_bytes(image(16, 16)), nef, b"FUJIFILMCCD-RAW 0201", b"IIU\0" + bytes(40), box + b"crx \0\0\0\1"):
+        with pytest.raises(ImageError, match=r"it is a camera's RAW file, but a developed image is expected: convert"):
+            decode_image(data, "it")
+    with pytest.raises(ImageError, match=r"it is a HEIC image, which OpenCV does not read: convert it to JPEG or PNG"):
+        decode_image(box + b"heic\0\0\0\0mif1heic", "it")
+    done, plain = cv2.imencode(".tiff", np.zeros((9, 11, 3), np.uint8))
+    assert done
+    assert decode_image(plain.tobytes()).shape == (9, 11, 3)

@@ -126,6 +126,7 @@ def test_the_models_are_described_and_an_example_posts_back(markers: httpx.Clien
         assert answer.json()["model"]["name"] == name
 
 
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 PNG = cv2.imencode(".png", np.zeros((1001, 1000, 3), np.uint8))[1].tobytes()
 
 
@@ -135,6 +136,7 @@ PNG = cv2.imencode(".png", np.zeros((1001, 1000, 3), np.uint8))[1].tobytes()
         ("/v1/predict", {}, 400, "expected an image"),
         ("/v1/predict", {"content": b"nothing"}, 400, "image is not a complete image"),
         ("/v1/predict", {"content": IMAGE[:5000]}, 400, "damaged"),
+        ("/v1/predict", {"content": HEIC}, 400, "a HEIC image, which OpenCV does not read: convert it"),
         ("/v1/predict?conf=2", {"content": IMAGE}, 400, "conf must lie in 0..1"),
         ("/v1/predict?conf=nan", {"content": IMAGE}, 400, "conf must be of type number"),
         ("/v1/predict?top=3", {"content": IMAGE}, 400, "'top' is no option of this model"),
