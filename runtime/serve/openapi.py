@@ -145,7 +145,7 @@ def openapi_document(registry: Registry) -> dict[str, Any]:
             "/v1/predict": {"post": predict},
             "/v1/models": {"get": _operation("What the models are", [], _object())},
             "/v1/schema": {"get": _operation("A body for /v1/predict, to post as it is", [model, version], _object())},
-            **_streams(list(registry.options.streams), model) | _protocol(names),
+            **_streams(list(registry.options.streams), [model, *queries]) | _protocol(names),
             "/metrics": {"get": _operation("Numbers for Prometheus", [], {"text/plain": {}})},
         },
         "components": {
@@ -156,8 +156,8 @@ def openapi_document(registry: Registry) -> dict[str, Any]:
     }
 
 
-def _streams(names: list[str], model: dict[str, Any]) -> dict[str, Any]:
-    """Return the paths of streams, where there are any."""
+def _streams(names: list[str], asked: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the paths of streams, where there are any; ``asked``: the model and the options of a prediction."""
     listed = {"/v1/stream": {"get": _operation("The names of the streams", [], _object())}}
     if not names:
         return listed
@@ -166,7 +166,7 @@ def _streams(names: list[str], model: dict[str, Any]) -> dict[str, Any]:
     sent: dict[str, Any] = {"text/event-stream": {}, "multipart/x-mixed-replace": {}}
     return {
         **listed,
-        "/v1/stream/{stream}": {"get": _operation("Results of a stream as they come", [name, model, form], sent)},
+        "/v1/stream/{stream}": {"get": _operation("Results of a stream as they come", [name, form, *asked], sent)},
     }
 
 

@@ -1,7 +1,7 @@
 """``/v1/stream``: results of a video, a camera or a live stream as they come, as events or as drawn images.
 
-A source is read while somebody listens, by one thread for all who listen to the same model. Whoever is slow misses
-results, and holds nobody up.
+A source is read while somebody listens, by one thread for all who listen to the same model with the same options.
+Whoever is slow misses results, and holds nobody up.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from starlette.routing import Route
 from deploykit.errors import NotFoundError, UsageError
 from deploykit.numerals import typed_number
 from deploykit.runtime.results.base import encode_image
+from deploykit.runtime.serve.core.asked import asked_options
 from deploykit.runtime.serve.core.calls import Call, call_of
 from deploykit.runtime.serve.core.describing import documented
 from deploykit.runtime.serve.core.failures import RefusedError, failure_of
@@ -38,32 +39,41 @@ __all__ = ["Streams"]
 LOG = logging.getLogger(__name__)
 
 MOST_LISTENERS = 64
+MOST_READERS = 8  # of one stream
 BOUNDARY = "frame"
 Shown = tuple[Answer, ServedModel]
-_Listeners = set[asyncio.Queue[Shown | BaseException | None]]
+_Key = tuple[str, str | None, tuple[tuple[str, Any], ...]]
+"""A stream, a model, and options of the prediction."""
+_Item = Shown | BaseException
+_Listeners = set[asyncio.Queue[_Item | None]]
 
 
 class _Channel:
-    """One source with one model: a task that reads and predicts, and those who listen.
+    """One source with one model and one set of options: a task that reads and predicts, and those who listen.
 
     Each listener has a place for the newest answer, and for the end after it; None: there will be no more.
     """
 
-    def __init__(self, registry: Registry, stream: str, model: str | None) -> None:
+    def __init__(self, registry: Registry, stream: str, model: str | None, asked: Mapping[str, Any]) -> None:
         self.listeners: _Listeners = set()
-        self._registry, self._stream, self._model = registry, stream, model
+        self._registry, self._stream, self._model, self._asked = registry, stream, model, asked
         self._task: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
-    def join(self) -> asyncio.Queue[Shown | BaseException | None]:
+    @property
+    def over(self) -> bool:
+        """Whether nobody listens, and nothing is left to close."""
+        return self._task is None and not self._closing
+
+    def join(self) -> asyncio.Queue[_Item | None]:
         """Begin to listen; the first listener starts the source."""
-        place: asyncio.Queue[Shown | BaseException | None] = asyncio.Queue(2)
+        place: asyncio.Queue[_Item | None] = asyncio.Queue(2)
         self.listeners.add(place)
         if self._task is None:
             self._task = asyncio.ensure_future(self._play(self.listeners))
         return place
 
-    def leave(self, place: asyncio.Queue[Shown | BaseException | None]) -> None:
+    def leave(self, place: asyncio.Queue[_Item | None]) -> None:
         """Stop to listen; the last listener stops the source."""
         self.listeners.discard(place)
         if not self.listeners and self._task is not None:
@@ -101,7 +111,8 @@ class _Channel:
                     return
                 model = self._registry.get(self._model)
                 with contextlib.suppress(RefusedError):  # its queue is full: this frame is left out
-                    _put(listeners, (await model.predict_frame(replace(frame, name=self._stream)), model))
+                    named = replace(frame, name=self._stream)
+                    _put(listeners, (await model.predict_frame(named, self._asked), model))
                 if frame.number is not None and pause:
                     await asyncio.sleep(start + (frame.number + 1) * pause - time.monotonic())
         finally:
@@ -150,7 +161,7 @@ class Streams:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._channels: dict[tuple[str, str | None], _Channel] = {}
+        self._channels: dict[_Key, _Channel] = {}
 
     def routes(self) -> list[Route]:
         """Return the routes, below ``/v1``."""
@@ -160,26 +171,31 @@ class Streams:
         return JSONResponse({"streams": list(self._registry.options.streams)})
 
     async def _sent(self, request: Request) -> Response:
-        name, model = request.path_params["name"], request.query_params.get("model")
-        form = request.query_params.get("format", "events")
+        query = dict(request.query_params)
+        name, model, form = request.path_params["name"], query.pop("model", None), query.pop("format", "events")
         if name not in self._registry.options.streams:
             raise NotFoundError(f"there is no stream {name[:100]!r} here")
         if form not in ("events", "mjpeg"):
             raise UsageError("format must be events or mjpeg")
-        self._registry.get(model)
-        channel = self._channels.setdefault((name, model), _Channel(self._registry, name, model))
+        served = self._registry.get(model)
+        asked = asked_options(query, served)
+        served.with_options(asked)  # which says what is out of range
         if sum(len(each.listeners) for each in self._channels.values()) >= MOST_LISTENERS:
             raise RefusedError(503, f"{MOST_LISTENERS} clients listen to streams, the most there may be", 10)
-        call = call_of(request.scope)
+        key = (name, model, tuple(sorted(asked.items())))
+        readers = [each for each, channel in self._channels.items() if each[0] == name and channel.listeners]
+        if key not in readers and len(readers) >= MOST_READERS:
+            raise RefusedError(503, f"the stream is read {MOST_READERS} times, with other options or models", 10)
+        call, heard = call_of(request.scope), self._heard(key, asked)
         if form == "events":
             return StreamingResponse(
-                self._events(channel, call), media_type="text/event-stream", headers={"cache-control": "no-store"}
+                self._events(heard, call), media_type="text/event-stream", headers={"cache-control": "no-store"}
             )
         kind = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
-        return StreamingResponse(self._images(channel), media_type=kind, headers={"cache-control": "no-store"})
+        return StreamingResponse(self._images(heard), media_type=kind, headers={"cache-control": "no-store"})
 
-    async def _events(self, channel: _Channel, call: Call) -> AsyncGenerator[str]:
-        async for item in _heard(channel):
+    async def _events(self, heard: AsyncGenerator[_Item], call: Call) -> AsyncGenerator[str]:
+        async for item in heard:
             if isinstance(item, BaseException):
                 failure = failure_of(item, self._registry.private)
                 yield f"event: failure\ndata: {json.dumps(failure.to_dict())}\n\n"
@@ -189,22 +205,23 @@ class Streams:
             yield f"event: result\nid: {answer.result.frame}\ndata: {text}\n\n"
         yield "event: end\ndata: {}\n\n"
 
-    async def _images(self, channel: _Channel) -> AsyncGenerator[bytes]:
-        async for item in _heard(channel):
+    async def _images(self, heard: AsyncGenerator[_Item]) -> AsyncGenerator[bytes]:
+        async for item in heard:
             if isinstance(item, BaseException):
                 return
             data = await asyncio.to_thread(lambda answer: encode_image(answer.result.draw(), Path("x.jpg")), item[0])
             head = f"--{BOUNDARY}\r\ncontent-type: image/jpeg\r\ncontent-length: {len(data)}\r\n\r\n"
             yield head.encode() + data + b"\r\n"
 
-
-async def _heard(channel: _Channel) -> AsyncGenerator[Shown | BaseException]:
-    """Yield what a channel sends, until it ends or the listener is gone."""
-    place = channel.join()
-    try:
-        while (item := await place.get()) is not None:
-            yield item
-            if isinstance(item, BaseException):
-                return
-    finally:
-        channel.leave(place)
+    async def _heard(self, key: _Key, asked: Mapping[str, Any]) -> AsyncGenerator[_Item]:
+        """Yield what a channel sends, until it ends or the listener is gone."""
+        self._channels = {other: channel for other, channel in self._channels.items() if not channel.over}
+        channel = self._channels.setdefault(key, _Channel(self._registry, *key[:2], asked))
+        place = channel.join()
+        try:
+            while (item := await place.get()) is not None:
+                yield item
+                if isinstance(item, BaseException):
+                    return
+        finally:
+            channel.leave(place)

@@ -171,15 +171,16 @@ class ServedModel:
                 result = await self._predicted(predictor, partial(predictor.prepare, data, name), ticket, stages)
         return Answer(result, stages)
 
-    async def predict_frame(self, frame: Frame) -> Answer:
-        """Predict on a frame of a source, whose name and number the result has; the errors are those of
+    async def predict_frame(self, frame: Frame, asked: Mapping[str, Any]) -> Answer:
+        """Predict on a frame of a source, whose name and number the result has; options and errors are those of
         :meth:`predict`."""
 
         def prepare() -> PreparedImage:
-            return replace(self.predictor.prepare(frame.image, frame.name), frame=frame)
+            return replace(predictor.prepare(frame.image, frame.name), frame=frame)
 
         with self._counted() as stages, self.admitted() as ticket:
-            result = await self._predicted(self.predictor, prepare, ticket, stages)
+            predictor = self.with_options(asked)
+            result = await self._predicted(predictor, prepare, ticket, stages)
         return Answer(result, stages)
 
     async def _predicted(

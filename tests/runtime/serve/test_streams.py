@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -68,6 +69,37 @@ def test_a_video_is_sent_as_events_in_order_to_its_end(url: str) -> None:
         assert round(each["detections"][0]["box"][0] / 8) == each["frame"] % 8
         assert each["model"]["name"] == "cells"
     assert events(f"{url}/v1/stream/film")[-1] == ("end", {}), "it can be played again"
+
+
+def test_options_are_those_of_an_image(url: str) -> None:
+    results = [content for kind, content in events(f"{url}/v1/stream/film?conf=1&max_det=3") if kind == "result"]
+    assert results
+    assert not any(each["detections"] for each in results), "no score is higher than 1"
+    assert any(content["detections"] for kind, content in events(f"{url}/v1/stream/film") if kind == "result")
+    for query, words in (("conf=2", "conf must lie in 0..1"), ("top=3", "'top' is no option"), ("conf=x", "number")):
+        answer = httpx.get(f"{url}/v1/stream/film?{query}")
+        assert answer.status_code == 400
+        assert words in answer.json()["message"]
+
+
+def test_a_source_is_read_with_so_many_sets_of_options_at_the_same_time(film: Path) -> None:
+    network = CellNetwork()
+    with running(["cells.onnx"], network.load, streams={"film": str(film)}) as (server, _):
+        network.go.clear()
+        with contextlib.ExitStack() as stack:
+            for number in range(8):
+                address = f"{server.url}/v1/stream/film?conf=0.{number}"
+                stack.enter_context(httpx.stream("GET", address, timeout=20))
+
+            def refused() -> bool:
+                with httpx.stream("GET", f"{server.url}/v1/stream/film", timeout=20) as answer:
+                    return answer.status_code == 503 and "is read 8 times" in answer.read().decode()
+
+            wait_for(refused)
+            again = stack.enter_context(httpx.stream("GET", f"{server.url}/v1/stream/film?conf=0.3", timeout=20))
+            assert again.status_code == 200
+            network.go.set()
+        assert events(f"{server.url}/v1/stream/film")[-1] == ("end", {})
 
 
 def test_drawn_images_follow_each_other(url: str) -> None:
