@@ -66,7 +66,8 @@ def _print(report: DoctorReport) -> None:
     print()
     broken = len(report.broken)
     what = "1 installed thing does" if broken == 1 else f"{broken} installed things do"
-    print(f"{what} not work: see the problems above" if broken else "everything that is installed works")
+    works = "nothing is broken of what ended in time" if report.slow else "everything that is installed works"
+    print(f"{what} not work: see the problems above" if broken else works)
 
 
 def _print_item(item: Item, width: int, says: str) -> None:

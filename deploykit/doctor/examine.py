@@ -34,7 +34,7 @@ def examine(*, seconds: float = 60.0) -> DoctorReport:
     """Look at everything; nothing that is found makes this raise an error.
 
     Args:
-        seconds: the time limit of one process that imports packages and tries them.
+        seconds: the time limit of each import and each trial.
     """
     versions = installed_versions()
     told = probe(
@@ -56,7 +56,7 @@ def examine(*, seconds: float = 60.0) -> DoctorReport:
         *plugin_items({name: told[f"plugin:{name}"] for name in PLUGINS}),
         *_caches(),
         *_machine(),
-        self_test_item(told["self-test"], installed="error" not in runtime),
+        self_test_item(told["self-test"], installed="error" not in runtime or "slow" in runtime),
     ]
     return DoctorReport(tuple(items))
 
@@ -73,7 +73,9 @@ def package_items(told: Mapping[str, Told], versions: Mapping[str, str], gpu: st
                 found.append(Item("packages", module, "broken", says, f"pip install {package}"))
             continue
         version = about.get("version") or versions.get(package, "")
-        if error:
+        if "slow" in about:
+            found.append(_slow("packages", module, about, f"{version}: "))
+        elif error:
             says = f"{version} cannot be used: {error}".strip()
             found.append(Item("packages", module, "broken", says, _remedy(module, package, error, gpu)))
         elif about.get("works") is False:
@@ -84,6 +86,11 @@ def package_items(told: Mapping[str, Told], versions: Mapping[str, str], gpu: st
         else:
             found.append(Item("packages", module, "ok", f"{version}, {purpose}".removeprefix(", ")))
     return [_without_driver(item, gpu) for item in found]
+
+
+def _slow(section: str, name: str, about: Told, before: str = "") -> Item:
+    says = f"{before}it did not end within {about['slow']:g} s, so whether it works is not known".removeprefix(": ")
+    return Item(section, name, "slow", says, "run this again when the machine has less to do")
 
 
 def _without_driver(item: Item, gpu: str) -> Item:
@@ -148,7 +155,9 @@ def provider_items(tried: Mapping[str, Told], gpu: str) -> list[Item]:
     for name, about in tried.items():
         short = name.removesuffix("ExecutionProvider")
         why = str(about.get("error", "")) or str(about.get("missing", ""))
-        if about.get("loaded"):
+        if "slow" in about:
+            found.append(_slow("ONNX Runtime", short, about))
+        elif about.get("loaded"):
             found.append(Item("ONNX Runtime", short, "ok", "loads and makes a session"))
         elif PROVIDERS.get(name) == "cuda" and gpu:
             do = f"there is no GPU here ({gpu}): pip install onnxruntime instead of onnxruntime-gpu"
@@ -176,7 +185,9 @@ def _gpu_items(reason: str, told: Mapping[str, Told]) -> list[Item]:
     found = [Item("GPU", gpu.name, "ok", f"driver {gpu.driver}") for gpu in gpus] or [
         Item("GPU", "NVIDIA", "ok", "the driver starts")
     ]
-    if all("error" in told[f"import:{module}"] for module in ("cuda.bindings", "pycuda")):
+    if all(
+        "error" in (about := told[f"import:{module}"]) and "slow" not in about for module in ("cuda.bindings", "pycuda")
+    ):
         says = "neither cuda-bindings nor pycuda is installed, so engines cannot run"
         found.append(Item("GPU", "memory", "missing", says, "pip install cuda-bindings"))
     return found
@@ -187,7 +198,9 @@ def plugin_items(told: Mapping[str, Told]) -> list[Item]:
     found = []
     for name, about in told.items():
         problem = str(about.get("error") or about.get("problem") or "")
-        if not problem:
+        if "slow" in about:
+            found.append(_slow("native libraries", name, about))
+        elif not problem:
             found.append(Item("native libraries", name, "ok", f"{about['says']}, {about['file']}"))
         elif about.get("file") or "error" in about:
             found.append(Item("native libraries", name, "broken", problem, "deploykit plugins build"))
@@ -200,6 +213,8 @@ def self_test_item(about: Told, *, installed: bool) -> Item:
     """The run of the tiny network; ``installed``: there is an ONNX Runtime to run it."""
     if about.get("right"):
         return Item("self-test", "predict", "ok", "letterbox, network and NMS give the known values")
+    if "slow" in about and installed:
+        return _slow("self-test", "predict", about)
     if "error" in about and not installed:
         return Item("self-test", "predict", "missing", "not run: there is no ONNX Runtime", installing("cpu"))
     why = about.get("error") or f"wrong result: {about.get('found', '')}"

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from deploykit.strict_json import JsonError, parse_json
 
 __all__ = ["Told", "probe"]
 
 Told = dict[str, Any]
-"""What a job gave; ``error`` says why it failed."""
+"""What a job gave; ``error`` says why it failed, and ``slow`` after how many seconds it was ended."""
 
-SECONDS = 60.0  # of one process; torch on a cold disk takes ten
+SECONDS = 60.0  # of one job; torch on a cold disk takes ten
+POLL = 0.1  # seconds
 
 
 def probe(jobs: Iterable[str], *, seconds: float = SECONDS) -> dict[str, Told]:
@@ -36,15 +39,15 @@ def probe(jobs: Iterable[str], *, seconds: float = SECONDS) -> dict[str, Told]:
             elif "ends" in line:
                 found[str(line.pop("ends"))] = line
         if begun and begun not in found:
-            found[begun] = {"error": why}
+            found[begun] = why
         rest = [job for job in left if job not in found]
         if len(rest) == len(left):  # the process did not even begin
-            return found | {job: {"error": why} for job in rest}
+            return found | dict.fromkeys(rest, why)
         left = rest
     return found
 
 
-def _run(jobs: Sequence[str], seconds: float) -> tuple[list[Told], str]:
+def _run(jobs: Sequence[str], seconds: float) -> tuple[list[Told], Told]:
     """Return the lines of one process, and why it ended before the last job."""
     here = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(dict.fromkeys([str(here), *filter(None, sys.path)]))  # what this process can import
@@ -55,9 +58,7 @@ def _run(jobs: Sequence[str], seconds: float) -> tuple[list[Told], str]:
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={**os.environ, "PYTHONPATH": path}
         )
         try:
-            code: int | None = started.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
+            code = _code_of(started, out, seconds)
         finally:
             started.kill()
             started.wait()
@@ -68,6 +69,17 @@ def _run(jobs: Sequence[str], seconds: float) -> tuple[list[Told], str]:
     return lines, _why(code, last[0], seconds)
 
 
+def _code_of(process: subprocess.Popen[bytes], out: IO[bytes], seconds: float) -> int | None:
+    """Wait for the end of a process; None: it wrote nothing to ``out`` for so many seconds, in which a job ends."""
+    size, until = 0, time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(min(POLL, seconds))
+        if (now := os.fstat(out.fileno()).st_size) != size:
+            size, until = now, time.monotonic() + seconds
+    return None
+
+
 def _parsed(line: str) -> Told | None:
     try:
         value = parse_json(line)
@@ -76,9 +88,9 @@ def _parsed(line: str) -> Told | None:
     return value if isinstance(value, dict) else None
 
 
-def _why(code: int | None, last: str, seconds: float) -> str:
+def _why(code: int | None, last: str, seconds: float) -> Told:
     if code is None:
-        return f"it did not end within {seconds:g} s"
+        return {"error": f"it did not end within {seconds:g} s", "slow": seconds}
     if code < 0:
-        return f"it ended its process ({signal.Signals(-code).name})"
-    return f"it ended its process with code {code}{f' ({last})' if last else ''}"
+        return {"error": f"it ended its process ({signal.Signals(-code).name})"}
+    return {"error": f"it ended its process with code {code}{f' ({last})' if last else ''}"}

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 __all__ = ["DoctorReport", "Item", "State"]
 
-State = Literal["broken", "warning", "missing", "ok"]
-"""``broken``: it is installed and does not work; ``warning``: it works, and may not always; ``missing``: an option."""
+State = Literal["broken", "slow", "warning", "missing", "ok"]
+"""``broken``: it is installed and does not work; ``slow``: it took too long to tell; ``warning``: it works, and may not
+always; ``missing``: an option."""
 
-ORDER: tuple[State, ...] = ("broken", "warning", "missing", "ok")
+ORDER: tuple[State, ...] = ("broken", "slow", "warning", "missing", "ok")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class DoctorReport:
 
     @property
     def ok(self) -> bool:
-        """Whether everything that is installed works."""
+        """Whether nothing that is installed is broken."""
         return not self.broken
 
     @property
@@ -42,9 +43,14 @@ class DoctorReport:
         return tuple(item for item in self.items if item.state == "broken")
 
     @property
+    def slow(self) -> bool:
+        """Whether something took too long to tell whether it works."""
+        return any(item.state == "slow" for item in self.items)
+
+    @property
     def problems(self) -> tuple[Item, ...]:
-        """What is broken, then what may break."""
-        return tuple(sorted((i for i in self.items if i.state in ORDER[:2]), key=lambda item: ORDER.index(item.state)))
+        """What is broken, then what took too long to tell, then what may break."""
+        return tuple(sorted((i for i in self.items if i.state in ORDER[:3]), key=lambda item: ORDER.index(item.state)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able data."""

@@ -96,7 +96,7 @@ source tree, and deletes it.
 | check | what it does |
 |---|---|
 | import, help | the package loads; every command shows its help |
-| doctor | whatever is installed works; on a busy machine it may give up on what does not load in a minute |
+| doctor | whatever is installed works, of what loads in a minute |
 | sbom | `deploykit doctor --sbom` lists what is installed |
 | native | NMS of the library in the wheel gives what numpy gives, bit for bit |
 | predict | the shipped model finds the eight codes on the shipped image, on the CPU |
