@@ -22,9 +22,10 @@ from deploykit.progress import SILENT, Progress
 from deploykit.runtime.cluster.parts import Format, join_parts, outline
 from deploykit.runtime.cluster.plan import Plan, difference
 from deploykit.runtime.cluster.work import Attempt, Done, Task
+from deploykit.runtime.verified import sha256
 from deploykit.strict_json import JsonError, parse_json, read_json
 
-__all__ = ["Manifest", "Part", "check_folder", "complete"]
+__all__ = ["Joined", "Manifest", "Part", "check_folder", "complete"]
 
 PLAN, MANIFEST, PARTS, WHOLE = "plan.jsonl", "manifest.json", "parts", "results"
 
@@ -40,6 +41,14 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """All rows as one file: its name, and its SHA-256."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a complete run has written.
 
@@ -49,6 +58,7 @@ class Manifest:
         failed: how many of them have no result.
         parts: the parts in order.
         computed: how many of the parts this run computed; the others it found.
+        joined: all rows as one file; None: it was not asked for.
     """
 
     plan: str
@@ -56,6 +66,7 @@ class Manifest:
     failed: int
     parts: Sequence[Part]
     computed: int
+    joined: Joined | None = None
 
 
 def complete(
@@ -123,13 +134,17 @@ def check_folder(folder: Path) -> Manifest:
     try:
         about = read_json(folder / MANIFEST, most=1 << 28)
         parts = [Part(**part) for part in about.pop("parts")]
-        manifest = Manifest(**{name: about[name] for name in ("plan", "images", "failed", "computed")}, parts=parts)
+        joined = Joined(**about["joined"]) if about.get("joined") else None
+        known = {name: about[name] for name in ("plan", "images", "failed", "computed")}
+        manifest = Manifest(**known, parts=parts, joined=joined)
         plan = (folder / PLAN).read_bytes()
         names = [name for line in plan.splitlines()[1:] for name in parse_json(line, most=1 << 28)["names"]]
     except (JsonError, KeyError, TypeError) as e:
         raise DataError(f"{folder / MANIFEST} is not the manifest of a run ({e})") from e
     if hashlib.sha256(plan).hexdigest() != manifest.plan:
         raise DataError(f"{folder / PLAN} is not the plan that the manifest is of")
+    if joined is not None and sha256(folder / joined.file) != joined.sha256:
+        raise DataError(f"{joined.file} has changed since the run was complete: the same command writes it again")
     rows: list[tuple[str, bool]] = []
     for part in parts:
         data = (folder / PARTS / part.file).read_bytes()
@@ -198,12 +213,15 @@ def _written(plan: Plan, folder: Path, done: Done, form: Format) -> Part:
 
 
 def _finished(plan: Plan, folder: Path, parts: Sequence[Part], form: Format, computed: int, join: bool) -> Manifest:
-    manifest = Manifest(plan.digest, len(plan.items), sum(part.failed for part in parts), parts, computed)
+    joined = None
     if join:
         place = folder / f"{WHOLE}.{form}"
         with os_errors_as_output_errors(place), partial_file(place) as partial:
             join_parts([folder / PARTS / part.file for part in parts], partial, form)
             sync(partial)
+            joined = Joined(place.name, sha256(partial))
             partial.replace(place)
+    failed = sum(part.failed for part in parts)
+    manifest = Manifest(plan.digest, len(plan.items), failed, parts, computed, joined)
     write_atomic(folder / MANIFEST, (json.dumps(asdict(manifest), indent=1) + "\n").encode("ascii"))
     return manifest

@@ -332,6 +332,8 @@ class _Walk:
             return
         self.links.append(Link(folder / PLAN, "ok", MANIFEST))
         self.links += [Link(folder / "parts" / part.file, "ok", MANIFEST) for part in manifest.parts]
+        if manifest.joined is not None:
+            self.links.append(Link(folder / manifest.joined.file, "ok", MANIFEST))
 
     def _json(self, file: Path) -> dict[str, Any] | None:
         """Return what a small file says; None: it is not there, or it is damaged, which is a link."""

@@ -204,6 +204,24 @@ def test_a_folder_that_was_changed_is_not_whole(change: str, tmp_path: Path) -> 
         check_folder(tmp_path)
 
 
+def test_all_rows_as_one_file_are_checked_too_and_the_same_run_mends_them(tmp_path: Path) -> None:
+    plan = planned(list("abc"), 2)
+    complete(plan, tmp_path, "jsonl", by_hand, join=True)
+    whole = check_folder(tmp_path)
+    assert whole.joined is not None
+    file = tmp_path / whole.joined.file
+    for damaged in (file.read_bytes()[:-1], file.read_bytes().replace(b'"b"', b'"x"'), None):
+        file.write_bytes(damaged) if damaged is not None else file.unlink()
+        with pytest.raises((DataError, FileNotFoundError), match=r"results\.jsonl"):
+            check_folder(tmp_path)
+        assert complete(plan, tmp_path, "jsonl", by_hand, join=True).computed == 0
+        assert check_folder(tmp_path).joined == whole.joined
+    about = json.loads((tmp_path / "manifest.json").read_text())
+    del about["joined"]  # as versions wrote it that did not know it
+    (tmp_path / "manifest.json").write_text(json.dumps(about))
+    assert check_folder(tmp_path).joined is None
+
+
 def test_progress_tells_what_an_earlier_run_has_done_and_the_share(tmp_path: Path) -> None:
     class Heard(Progress):
         def __init__(self) -> None:
