@@ -1,14 +1,19 @@
 """Files and folders that appear whole: written as a partial (``deploykit/partials.py``), then renamed.
 
 What is not a regular file is never replaced: a device or a pipe is written into, and a link stays and its target is
-replaced. Work files lie in a partial folder in the system's temporary folder.
+replaced. A file that is mounted by itself is written into too, because the system replaces none. Work files lie in a
+partial folder in the system's temporary folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import logging
 import os
+import re
+import shutil
 import stat
 import sys
 import tempfile
@@ -21,6 +26,7 @@ from deploykit.partials import lock, partial_file, partial_folder
 
 __all__ = [
     "alone_in",
+    "become_file",
     "become_folder",
     "check_folder_writable",
     "check_replaceable",
@@ -34,6 +40,9 @@ __all__ = [
 
 PATIENCE = 30.0  # seconds for which a writer waits for another one that moves its files into the same folder
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
+LOG = logging.getLogger(__name__)
+MOUNTS = Path("/proc/self/mountinfo")
+OCTAL = re.compile(rb"\\([0-7]{3})")  # of bytes of a path there that would end it
 KINDS = {
     stat.S_IFBLK: "a block device",
     stat.S_IFCHR: "a device",
@@ -69,9 +78,32 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
             partial.write_bytes(data)
             if durable:
                 sync(partial)
-            partial.replace(place)
+            become_file(partial, place)
         if durable:
             sync(place.parent)
+
+
+def become_file(partial: Path, place: Path) -> None:
+    """Rename a complete file to its place, where a file may lie.
+
+    A file that is mounted by itself, as containers may have one, cannot be replaced, which the system says with EBUSY:
+    then its content is, with a warning, because a reader may see a part of it.
+
+    Raises:
+        OSError: it cannot be renamed or written.
+    """
+    try:
+        partial.replace(place)
+    except OSError as e:
+        if e.errno != errno.EBUSY or not place.is_file():
+            raise
+        LOG.warning(
+            "%s is mounted by itself and is written in place: mount its folder, so that it appears whole", place
+        )
+        with partial.open("rb") as new, place.open("r+b") as old:
+            shutil.copyfileobj(new, old)
+            old.truncate()
+        sync(place)
 
 
 def destination(path: Path) -> Path | None:
@@ -97,7 +129,7 @@ def check_replaceable(path: Path) -> None:
     """Check that ``path`` is missing or a regular file, which an export with several files may replace.
 
     Raises:
-        OutputError: it is something else, a link included.
+        OutputError: it is something else, a link included, or it is mounted by itself.
     """
     try:
         mode = path.lstat().st_mode
@@ -107,6 +139,20 @@ def check_replaceable(path: Path) -> None:
         raise OutputError(f"cannot write {path}: it is a link to {path.readlink()}; give that path, or remove the link")
     if not stat.S_ISREG(mode):
         raise OutputError(f"cannot write {path}: it is {_kind(mode)}; choose another path")
+    if _is_mounted(path):
+        raise OutputError(
+            f"cannot write {path}: it is mounted by itself, so that nothing can replace it; mount its folder"
+        )
+
+
+def _is_mounted(path: Path) -> bool:
+    """Return whether a file is a mount point, as far as the system tells (Linux)."""
+    try:
+        mounts = MOUNTS.read_bytes().splitlines()
+    except OSError:
+        return False
+    name = os.fsencode(os.path.realpath(path))
+    return any(OCTAL.sub(lambda code: bytes([int(code[1], 8)]), line.split(b" ")[4]) == name for line in mounts)
 
 
 def check_folder_writable(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import stat
@@ -22,6 +23,7 @@ from deploykit import atomic, partials
 from deploykit.atomic import (
     alone_in,
     become_folder,
+    check_replaceable,
     exchange,
     temporary_folder,
     write_atomic,
@@ -443,3 +445,47 @@ def test_one_at_a_time_moves_files_into_a_folder(tmp_path: Path, monkeypatch: py
     with alone_in(tmp_path):
         second()  # it does not wait for ever
     assert order[-1] == "second"
+
+
+def test_a_file_that_is_mounted_by_itself_is_written_in_place_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As Docker mounts a file: it can be written, and neither replaced nor removed."""
+    mounted, other = tmp_path / "mounted.txt", tmp_path / "other.txt"
+    mounted.write_bytes(b"what was there before")
+    place, replace = mounted.stat().st_ino, Path.replace
+
+    def busy(self: Path, target: Path) -> Path:
+        if Path(target) == mounted:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", busy)
+    for data in (b"shorter", b"longer than what was there before", b""):
+        write_atomic(mounted, data)
+        write_atomic(other, data)
+        assert mounted.read_bytes() == other.read_bytes() == data
+    assert mounted.stat().st_ino == place
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mounted.txt", "other.txt"]
+    assert (
+        caplog.messages
+        == [f"{mounted} is mounted by itself and is written in place: mount its folder, so that it appears whole"] * 3
+    )
+    mounted.unlink()
+    with pytest.raises(OutputError, match=r"cannot write .*mounted\.txt: Device or resource busy"):
+        write_atomic(mounted, b"a folder that is busy, and no file in it")
+
+
+def test_an_export_refuses_a_file_that_is_mounted_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "a b\\c.onnx"
+    place.write_bytes(b"")
+    name = os.fsencode(place).replace(b"\\", rb"\134").replace(b" ", rb"\040")
+    (tmp_path / "mounts").write_bytes(
+        b"24 1 8:1 / / rw - ext4 /dev/sda1 rw\n31 24 8:1 /home/x " + name + b" rw,relatime - ext4 /dev/sda1 rw\n"
+    )
+    check_replaceable(place)
+    monkeypatch.setattr(atomic, "MOUNTS", tmp_path / "mounts")
+    with pytest.raises(OutputError, match=r"it is mounted by itself, so that nothing can replace it; mount its folder"):
+        check_replaceable(place)
+    (tmp_path / "other.onnx").write_bytes(b"")
+    check_replaceable(tmp_path / "other.onnx")

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from deploykit.atomic import sync, write_atomic
+from deploykit.atomic import become_file, sync, write_atomic
 from deploykit.errors import BackendError, DataError, OutputError, UsageError, os_errors_as_output_errors
 from deploykit.partials import lock, partial_file
 from deploykit.progress import SILENT, Progress
@@ -220,7 +220,7 @@ def _finished(plan: Plan, folder: Path, parts: Sequence[Part], form: Format, com
             join_parts([folder / PARTS / part.file for part in parts], partial, form)
             sync(partial)
             joined = Joined(place.name, sha256(partial))
-            partial.replace(place)
+            become_file(partial, place)
     failed = sum(part.failed for part in parts)
     manifest = Manifest(plan.digest, len(plan.items), failed, parts, computed, joined)
     write_atomic(folder / MANIFEST, (json.dumps(asdict(manifest), indent=1) + "\n").encode("ascii"))

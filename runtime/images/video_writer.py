@@ -9,7 +9,7 @@ from typing import Self
 
 import cv2
 
-from deploykit.atomic import destination, sync
+from deploykit.atomic import become_file, destination, sync
 from deploykit.errors import OutputError, os_errors_as_output_errors
 from deploykit.partials import partial_file
 from deploykit.runtime.arrays import Array
@@ -102,4 +102,4 @@ class Mp4Writer:
             raise OutputError(f"{self._path} holds only {found} of {self._frames} frames: is the disk full?")
         with os_errors_as_output_errors(self._path):
             sync(partial)
-            partial.replace(self._place)
+            become_file(partial, self._place)
