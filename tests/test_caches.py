@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from deploykit.errors import BackendError
 from deploykit.export.parity.reference_cache import keep_values, kept_values
 from deploykit.export.precision import calibration
 from deploykit.export.precision.calibration import Activations
+from deploykit.export.precision.search.journal import Journal
+from deploykit.runtime.backends import kept_bytes as kept_module
 from deploykit.runtime.backends.kept_bytes import keep_bytes, kept_bytes
 from deploykit.runtime.files import cache_folder
 from deploykit.runtime.native.library import FOLDER, SUMS, abi_of, check_undamaged, cpu_library
@@ -78,6 +81,35 @@ def test_damage_is_noticed(
     damaged()
     assert noticed > 50
     assert keep()() == content  # it is kept again in the same place
+
+
+def test_a_folder_of_the_cache_has_a_limit_and_the_oldest_files_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Searches, ranges and reference values were kept for ever."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kept_module, "MOST", 40_000)
+    ranges = cache_folder() / "calibration"
+    for number in range(9):
+        Journal.of(bytes([number]), [], {}).recall(["layer"], lambda: "x" * 9_000)
+        counts = np.random.default_rng(number).random(calibration.BINS, np.float32)
+        calibration._write_cache(ranges / f"{number}.npz", Activations({"x": 2.0}, {"x": counts}, 1))
+        if number == 3:
+            for file in (cache_folder() / "keep").iterdir():
+                os.utime(file, (0, 0))
+            for old in range(4):
+                os.utime(ranges / f"{old}.npz", (old, old))
+            # The first ones are used again, and so are not the oldest.
+            assert Journal.of(bytes([0]), [], {}).recall(["layer"], lambda: "") == "x" * 9_000
+            assert calibration._read(ranges / "0.npz", ["x"], 1) is not None
+        if number == 5:
+            assert Journal.of(bytes([0]), [], {}).recall(["layer"], lambda: "gone") == "x" * 9_000
+            assert (ranges / "0.npz").exists()
+            assert not (ranges / "1.npz").exists()
+    for name in ("keep", "calibration"):
+        assert 20_000 < sum(file.stat().st_size for file in (cache_folder() / name).iterdir()) <= 40_000
+    assert Journal.of(bytes([8]), [], {}).recall(["layer"], lambda: "gone") == "x" * 9_000
+    assert Journal.of(bytes([1]), [], {}).recall(["layer"], lambda: "gone") == "gone"
 
 
 def test_a_damaged_library_is_not_loaded(

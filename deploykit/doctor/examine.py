@@ -11,6 +11,7 @@ from deploykit.doctor.packages import MODULES, conflicts, extras, installed_vers
 from deploykit.doctor.probing import Told, probe
 from deploykit.doctor.report import DoctorReport, Item, State
 from deploykit.errors import DISTRIBUTION, installing
+from deploykit.runtime.backends.kept_bytes import MOST
 from deploykit.runtime.files import cache_folder
 from deploykit.runtime.machine import Machine, cpu_features
 from deploykit.version import __version__
@@ -235,7 +236,8 @@ def _caches() -> list[Item]:
         return [Item("caches", "folder", "warning", f"cannot be read: {e}", "set XDG_CACHE_HOME to a folder of yours")]
     if not sizes:
         return [Item("caches", "folder", "ok", f"{folder}: empty")]
-    return [Item("caches", name, "ok", f"{size / 1e6:.1f} MB in {folder / name}") for name, size in sizes]
+    most = f"at most {MOST / 1e6:.0f} MB"
+    return [Item("caches", name, "ok", f"{size / 1e6:.1f} MB, {most}, in {folder / name}") for name, size in sizes]
 
 
 def _size(path: Path) -> int:

@@ -8,11 +8,9 @@ its value, or a layer of another package, is not kept.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -21,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploykit.atomic import write_atomic
-from deploykit.errors import DeployError
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.kept_bytes import keep_file
 from deploykit.runtime.files import cache_folder
 from deploykit.runtime.npz_file import opened_npz
 from deploykit.runtime.parity.expected import ParityInputs
@@ -35,7 +32,6 @@ __all__ = ["SWITCH", "keep_values", "kept_values", "key_of"]
 SWITCH = "DEPLOYKIT_REFERENCE_CACHE"
 """The environment variable that switches the cache off with ``0``."""
 
-MOST = 1 << 30  # bytes of all files; the oldest are removed
 KNOWN = ("deploykit", "torch")  # packages whose layers do the same whenever their version and attributes are the same
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("models", "export", "runtime")
@@ -122,21 +118,7 @@ def keep_values(key: str, values: dict[str, Array]) -> None:
     """Keep values, and remove the files that were not used for longest; nothing is kept where that is not possible."""
     data = BytesIO()
     np.savez(data, allow_pickle=False, **{f"values{i}": each for i, each in enumerate(values.values())})
-    if data.tell() > MOST // 2:
-        return
-    with contextlib.suppress(DeployError, OSError):
-        write_atomic(_place(key), data.getvalue(), durable=False)
-        left = MOST
-        for used, file in sorted(_files(), key=lambda each: -each[0].st_mtime_ns):
-            left -= used.st_size
-            if left < 0:
-                file.unlink(missing_ok=True)
-
-
-def _files() -> Iterator[tuple[os.stat_result, Path]]:
-    for file in _place("").parent.glob("*.npz"):
-        with contextlib.suppress(FileNotFoundError):  # another process removed it
-            yield file.stat(), file
+    keep_file(_place(key), data.getvalue())
 
 
 def _place(key: str) -> Path:

@@ -17,11 +17,11 @@ the exact ones on the images. The best method differs from network to network.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,13 +33,13 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from deploykit.atomic import write_atomic
-from deploykit.errors import DataError, DeployError
+from deploykit.errors import DataError
 from deploykit.export.options import Calibration, CalibrationMethod
 from deploykit.export.parity.inputs import image_for, preprocess_for_parity
 from deploykit.export.precision.observed import observed
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.kept_bytes import keep_file
 from deploykit.runtime.files import cache_folder
 from deploykit.runtime.npz_file import opened_npz
 from deploykit.spec import InputSpec, ModelSpec
@@ -342,6 +342,7 @@ def _read(path: Path, tensors: Sequence[str], images: int) -> Activations | None
     try:
         with opened_npz(path) as array:
             largest, counts = array("largest"), array("counts")
+        os.utime(path)  # it was used last
     except (OSError, ValueError):
         return None
     if largest.shape != (len(tensors),) or counts.shape != (len(tensors), BINS):
@@ -358,5 +359,4 @@ def _write_cache(path: Path, found: Activations) -> None:
     np.savez_compressed(
         data, largest=np.array(list(found.largest.values())), counts=np.stack(list(found.counts.values()))
     )
-    with contextlib.suppress(DeployError):
-        write_atomic(path, data.getvalue(), durable=False)
+    keep_file(path, data.getvalue())

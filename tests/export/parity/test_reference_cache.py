@@ -20,6 +20,7 @@ from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.reference_cache import SWITCH, keep_values, kept_values, key_of
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.registry import ReferenceModel
+from deploykit.runtime.backends import kept_bytes
 from deploykit.runtime.parity.expected import ParityInputs
 from deploykit.spec import ModelSpec
 from tests.heard import Heard
@@ -162,7 +163,7 @@ def test_what_was_not_used_for_longest_goes_first(monkeypatch: pytest.MonkeyPatc
     values = {label: np.zeros((100, 10)) for label in feeds.images}
     keep_values("a", values)
     size = (folder / "a.npz").stat().st_size
-    monkeypatch.setattr(reference_cache, "MOST", int(3.5 * size))
+    monkeypatch.setattr(kept_bytes, "MOST", int(3.5 * size))
     for key in "bc":
         keep_values(key, values)
     for time, key in enumerate("cba"):
