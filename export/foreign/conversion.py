@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deploykit.errors import ExportError, ParityError, UsageError
 from deploykit.export.foreign.choice import Choice, attach, detach
-from deploykit.export.foreign.feeding import ImageInput, with_image_input
+from deploykit.export.foreign.feeding import with_image_input
 from deploykit.export.foreign.judging import compare_sessions, values_apart
 from deploykit.export.graph.finalize import write
 from deploykit.export.graph.passes import initializers_of
@@ -28,6 +28,7 @@ from deploykit.export.precision.convert import (
 )
 from deploykit.export.precision.convert_half import HalfJob, convert_half, ranking_of
 from deploykit.export.precision.search.kept import with_keep_file
+from deploykit.export.sessions.fed import ImageInput
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.backends import ort

@@ -17,7 +17,6 @@ from deploykit.errors import ExportError, FoldError, ParityError, SpecError, Usa
 from deploykit.export.accuracy_gate import Gated, check_gate
 from deploykit.export.foreign.choice import detach
 from deploykit.export.foreign.conversion import Conversion, Converted, FurtherLayers, Network, network_file, network_of
-from deploykit.export.foreign.feeding import FedSession, ImageInput, image_input
 from deploykit.export.foreign.judging import (
     PREPARED,
     compare_sessions,
@@ -40,6 +39,7 @@ from deploykit.export.precision.convert import PrecisionReport
 from deploykit.export.precision.gate_search import keep_for_accuracy
 from deploykit.export.precision.read_back import precisions_of
 from deploykit.export.precision.search.kept import keep_file_of, write_kept
+from deploykit.export.sessions.fed import FedSession, ImageInput, image_input
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.export.step_timer import StepTimer
 from deploykit.export.verify import chosen_tolerance

@@ -24,11 +24,13 @@ from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.nms import check_detections
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import limits_between
+from deploykit.export.sessions.fed import FedSession, image_input
 from deploykit.models.load_options import LoadOptions
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.compute import ComputeOptions
 from deploykit.runtime.files import existing_file
+from deploykit.runtime.foreign.draft import takes_images
 from deploykit.runtime.model_spec import known_spec
 from deploykit.runtime.parity.expected import ParityInputs, ReferenceOutputs, runs
 from deploykit.runtime.parity.tolerance import Tolerance
@@ -56,8 +58,9 @@ def compare(
     Checkpoints are computed in float64, so that only the artefact's rounding counts.
 
     Args:
-        a, b: paths (``.pt``, ``.onnx``, ``.trt``, ...) or open sessions of the same network. ``a`` may also be the
-            reference values (``.npz``) beside an engine; then the images are those in it.
+        a, b: paths (``.pt``, ``.onnx``, ``.trt``, ...) or open sessions of the same network; each gets the same images,
+            with the channels last if it takes them so. ``a`` may also be the reference values (``.npz``) beside an
+            engine; then the images are those in it.
         images: sample images; none takes the one that ships with deploykit. Seeded noise is always compared too.
         spec: the spec of both models, if they carry none, or a JSON file that holds it.
         tolerance: None takes the tolerance of the lower of the two precisions (docs/precision.md).
@@ -119,11 +122,12 @@ def prepared(
     with contextlib.ExitStack() as stack:
         if isinstance(a, (str, Path)) and Path(a).suffix.lower() == ".npz":
             expected = ReferenceOutputs.load(existing_file(a, "reference values"))
-            second = stack.enter_context(_open(b, ways[1], compute))
+            second = _channels_first(stack.enter_context(_open(b, ways[1], compute)))
             chosen = _resolve_spec(given, known_spec(second, _name(b, "b")))
         else:
             first, second = (
-                stack.enter_context(_open(model, way, compute)) for model, way in zip((a, b), ways, strict=True)
+                _channels_first(stack.enter_context(_open(model, way, compute)))
+                for model, way in zip((a, b), ways, strict=True)
             )
             own = known_spec(first, _name(a, "a")), known_spec(second, _name(b, "b"))
             _check_outputs(given, own, (_name(a, "a"), _name(b, "b")))
@@ -213,9 +217,12 @@ def _input_filter(session: Session) -> Callable[[tuple[int, ...]], bool]:
 def _common_input(canvas: InputSpec, first: Session, second: Session) -> InputSpec:
     """Return the input that both sessions accept by their own shapes; the spec may describe another one."""
     for session in (first, second):
-        if len(session.inputs) != 1 or len(session.inputs[0].shape) != 4:
+        if len(session.inputs) != 1 or not takes_images(session):
             found = ", ".join(f"{info.name} {info}" for info in session.inputs) or "none"
-            raise SpecError(f"expected one input (batch, channels, height, width), but the model has: {found}")
+            raise SpecError(
+                "expected one input of float images, (batch, channels, height, width) or with the channels last, but "
+                f"the model has: {found}; compare an export that takes just these"
+            )
     sides = [session.inputs[0].shape[2:] for session in (first, second)]
     fixed = {(height, width) for height, width in sides if height is not None and width is not None}
     if len(fixed) > 1:
@@ -223,6 +230,15 @@ def _common_input(canvas: InputSpec, first: Session, second: Session) -> InputSp
     batch = second.inputs[0].shape[0]
     dynamic: Dynamic = "shape" if not fixed else "batch" if batch is None else "none"
     return dataclasses.replace(canvas, size=next(iter(fixed), canvas.size), batch=batch or 1, dynamic=dynamic)
+
+
+def _channels_first(session: Session) -> Session:
+    """Return a session that takes images with the channels first, of one that takes them with the channels last."""
+    try:
+        image = image_input(session.inputs)
+    except UsageError:  # it takes something else, and is refused with what that is
+        return session
+    return FedSession(session, image) if image.last and "float" in image.dtype else session
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 import deploykit
 from deploykit.errors import ImageError, NotFoundError, ParityError, SpecError, UsageError
@@ -254,3 +255,41 @@ def test_two_artefacts_are_compared_without_torch(tmp_path: Path, root: Path) ->
     code = f"import sys, deploykit; print(deploykit.compare({str(file)!r}, {str(file)!r}).ok, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False"]
+
+
+def channels_last(file: Path, out: Path, *, own: bool = True, kind: int = TensorProto.FLOAT) -> Path:
+    """The same network with images ``(batch, height, width, channels)``, as converters from TensorFlow write it."""
+    model = onnx.load(str(file))
+    (given,) = model.graph.input
+    batch, channels, height, width = given.type.tensor_type.shape.dim
+    shape = [side.dim_param or side.dim_value for side in (batch, height, width, channels)]
+    name = given.name
+    nodes = [helper.make_node("Transpose", ["turned"], [name], perm=[0, 3, 1, 2])]
+    nodes.insert(0, helper.make_node("Cast", ["pixels"], ["turned"], to=TensorProto.FLOAT))
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)
+    given.CopyFrom(helper.make_tensor_value_info("pixels", kind, shape))
+    if not own:
+        del model.metadata_props[:]
+    onnx.checker.check_model(model)
+    onnx.save(model, str(out))
+    return out
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its own spec", "no spec"])
+def test_a_network_with_the_channels_last_gets_the_same_images(own: bool, tmp_path: Path) -> None:
+    model = write_cell_model(tmp_path / "cells.onnx", spec=cell_spec())
+    last = channels_last(model, tmp_path / "last.onnx", own=own)
+    for a, b in ((model, last), (last, model), (last, foreign(model, tmp_path / "b.onnx"))):
+        report = compare(a, b, spec=spec_in(model))
+        assert report.ok, report.worst
+        assert deploykit.verify(a, b, spec=spec_in(model)).ok
+    with open_session(last) as session:
+        assert not compare(model, Changed(session, lambda rows: rows + 1), spec=spec_in(model)).ok
+
+
+def test_a_network_that_takes_bytes_is_refused_with_what_it_takes(tmp_path: Path) -> None:
+    model = write_cell_model(tmp_path / "cells.onnx", spec=cell_spec())
+    pixels = channels_last(model, tmp_path / "bytes.onnx", kind=TensorProto.UINT8)
+    with pytest.raises(SpecError, match=r"expected one input of float images.* the model has: pixels uint8 \("):
+        compare(model, pixels)
