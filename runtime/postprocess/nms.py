@@ -34,6 +34,7 @@ import numpy as np
 
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.native.library import native_nms
+from deploykit.runtime.postprocess.few_boxes import best_first, overlapping, suppressed
 from deploykit.spec import RawDetections, Thresholds
 
 __all__ = ["USUAL", "Choice", "Kept", "candidates", "nms", "numpy_nms", "suppress", "suppress_by_label"]
@@ -41,7 +42,7 @@ __all__ = ["USUAL", "Choice", "Kept", "candidates", "nms", "numpy_nms", "suppres
 REACH = 8  # times max_det: the number of candidates that suppress_by_label considers first
 PAIRS = 16  # times the number of candidates: so many pairs of one label are looked at pair by pair
 BLOCK = 96  # candidates whose overlaps are computed at once: a few hundred kB, which fit in a core's cache
-FEW = 128  # candidates, up to which the overlaps of all pairs take the least time: calls of numpy cost more than values
+FEW = 128  # candidates, up to which few_boxes.py takes the least time
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,36 @@ def nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choi
 
 def numpy_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice = USUAL) -> Kept:
     """Apply the definition in numpy: the reference, and the fallback without the native library."""
-    index, scores, labels, count = candidates(rows, layout, thresholds, choice)
-    if not count:
-        return Kept(index, np.zeros((0, 4), np.float32), scores, labels, 0)
     with np.errstate(all="ignore"):  # values that overflow are part of the definition
-        boxes = _corners(rows[:, slice(*layout.box)][index].astype(np.float32, copy=False))
+        passed = _passed(rows, layout, np.float32(thresholds.conf))
+        if passed is not None and 0 < len(passed) <= FEW and choice == USUAL:
+            found = _of_few(rows, passed, layout, thresholds)
+            if found is not None:
+                return found
+        index, scores, labels, count = _candidates(rows, passed, layout, thresholds, choice)
+        if not count:
+            return Kept(index, np.zeros((0, 4), np.float32), scores, labels, 0)
+        boxes = _corners(rows[:, slice(*layout.box)][index].astype(np.float32, copy=False).T).T
         choose = suppress_by_label if choice.multi_label else suppress
         groups = np.zeros_like(labels) if choice.agnostic else labels
         kept = choose(boxes, groups, thresholds.iou, thresholds.max_det)
     return Kept(index.take(kept), boxes.take(kept, 0), scores.take(kept), labels.take(kept), count)
+
+
+def _of_few(rows: Array, passed: Array, layout: RawDetections, thresholds: Thresholds) -> Kept | None:
+    """Apply the definition to the few rows ``passed``; None: one of them may have a value that is not finite."""
+    part = rows[passed].astype(np.float32, copy=False)
+    found = best_first(part, layout, np.float32(thresholds.conf))
+    if found is None:
+        return None
+    order, scores, labels, count = found
+    order = order[: min(count, thresholds.pre_nms_topk)]
+    corners = _corners(part[:, slice(*layout.box)].T.take(order, 1))
+    start, stop = layout.cls
+    groups = None if stop - start == 1 else labels.take(order)
+    kept = suppressed(corners, groups, np.float32(thresholds.iou))[: thresholds.max_det]
+    order = order.take(kept)
+    return Kept(passed.take(order), corners.T.take(kept, 0), scores.take(order), labels.take(order), count)
 
 
 def candidates(
@@ -108,16 +130,34 @@ def candidates(
 ) -> tuple[Array, Array, Array, int]:
     """Apply steps 1 to 3: row indices, scores and labels, the best first, and how many there were before the last."""
     with np.errstate(all="ignore"):
-        index, scores, labels = _chosen(rows, layout, thresholds, choice)
+        passed = _passed(rows, layout, np.float32(thresholds.conf))
+        return _candidates(rows, passed, layout, thresholds, choice)
+
+
+def _passed(rows: Array, layout: RawDetections, conf: np.float32) -> Array | None:
+    """Return the rows whose objectness is over ``conf``; None: a score has no such factor.
+
+    No score exceeds its objectness, so the other rows need not be read.
+    """
+    factor, _ = layout.score_spans
+    return None if factor is None else (rows[:, factor[0]].astype(np.float32, copy=False) > conf).nonzero()[0]
+
+
+def _candidates(
+    rows: Array, passed: Array | None, layout: RawDetections, thresholds: Thresholds, choice: Choice
+) -> tuple[Array, Array, Array, int]:
+    index, scores, labels = _chosen(rows, passed, layout, thresholds, choice)
     if not len(index):
         return index, scores, labels, 0
     best = _best(scores, thresholds.pre_nms_topk)
     return index.take(best), scores.take(best), labels.take(best), len(index)
 
 
-def _chosen(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice) -> tuple[Array, Array, Array]:
+def _chosen(
+    rows: Array, passed: Array | None, layout: RawDetections, thresholds: Thresholds, choice: Choice
+) -> tuple[Array, Array, Array]:
     """Return all candidates before the cut at ``pre_nms_topk``, in the order of the rows: indices, scores, labels."""
-    index, scores, labels = _over(rows, layout, np.float32(thresholds.conf), choice.multi_label)
+    index, scores, labels = _over(rows, passed, layout, np.float32(thresholds.conf), choice.multi_label)
     if choice.classes is not None:
         wanted = np.isin(labels, choice.classes)
         index, scores, labels = index[wanted], scores[wanted], labels[wanted]
@@ -125,14 +165,15 @@ def _chosen(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: 
     return (index, scores, labels) if whole is None else (index[whole], scores[whole], labels[whole])
 
 
-def _over(rows: Array, layout: RawDetections, conf: np.float32, multi_label: bool) -> tuple[Array, Array, Array]:
+def _over(
+    rows: Array, index: Array | None, layout: RawDetections, conf: np.float32, multi_label: bool
+) -> tuple[Array, Array, Array]:
     """Return rows or pairs with a score over ``conf``, in order: indices, scores, labels (rows with NaN may remain)."""
     factor, classes = layout.score_spans
     products = rows[:, slice(*classes)]
-    index = obj = None
-    if factor is not None:
+    obj = None
+    if factor is not None and index is not None:
         obj = rows[:, factor[0]].astype(np.float32, copy=False)
-        index = (obj > conf).nonzero()[0]  # no score exceeds its objectness, so the other rows need not be read
         if not len(index):
             return index, np.zeros(0, np.float32), index  # a view would hold all rows as long as the result lives
         if len(index) == len(rows):
@@ -202,9 +243,11 @@ def _best(scores: Array, count: int) -> Array:
 
 
 def _corners(boxes: Array) -> Array:
-    half, found = boxes[:, 2:] / 2, np.empty_like(boxes)
-    np.subtract(boxes[:, :2], half, out=found[:, :2])
-    np.add(boxes[:, :2], half, out=found[:, 2:])
+    """Return ``(4, N)`` x1, y1, x2, y2 of ``(4, N)`` centres, widths and heights."""
+    centre, half = boxes[:2], boxes[2:] / 2
+    found = np.empty(boxes.shape, np.float32)
+    np.subtract(centre, half, found[:2])
+    np.add(centre, half, found[2:])
     return found
 
 
@@ -218,38 +261,11 @@ def suppress(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
         max_det: stop when this many are kept.
     """
     if len(boxes) <= FEW:
-        return _suppressed_at_once(boxes, labels, np.float32(iou))[:max_det]
+        return suppressed(np.ascontiguousarray(boxes.T), labels, np.float32(iou))[:max_det]
     pairs = _pairs_of_a_label(labels)
     if pairs is None:
         return _suppressed_in_blocks(boxes, labels, np.float32(iou), max_det)
     return _suppressed_in_pairs(boxes, pairs, np.float32(iou))[:max_det]
-
-
-def _suppressed_at_once(boxes: Array, labels: Array, limit: np.float32) -> Array:
-    """Suppress among few candidates, by the overlaps of all pairs."""
-    count = len(boxes)
-    low, high = np.ascontiguousarray(boxes[:, :2].T), np.ascontiguousarray(boxes[:, 2:].T)
-    sides = high - low
-    area = sides[0] * sides[1]
-    extent = np.minimum(high[:, :, None], high[:, None])
-    extent -= np.maximum(low[:, :, None], low[:, None])
-    np.maximum(extent, 0, out=extent)
-    inter = extent[0] * extent[1]
-    union = area[:, None] + area
-    union -= inter
-    inter /= union
-    over = inter > limit
-    over.reshape(-1)[:: count + 1] = False  # a box and itself
-    hits = over.any(axis=1).nonzero()[0]  # most boxes overlap none
-    if not len(hits):
-        return np.arange(count)
-    over = over[hits]
-    over &= labels[hits, None] == labels
-    lost = np.zeros(count, bool)
-    for i, those in zip(hits.tolist(), over, strict=True):
-        if not lost[i]:
-            lost |= those  # of those before i, only what is decided already
-    return (~lost).nonzero()[0]
 
 
 def _pairs_of_a_label(labels: Array) -> tuple[Array, Array] | None:
@@ -268,13 +284,7 @@ def _pairs_of_a_label(labels: Array) -> tuple[Array, Array] | None:
 def _suppressed_in_pairs(boxes: Array, pairs: tuple[Array, Array], limit: np.float32) -> Array:
     """Suppress where only the boxes of some pairs can suppress each other."""
     first, second = pairs
-    a, b = boxes[first], boxes[second]
-    sides = boxes[:, 2:] - boxes[:, :2]
-    area = sides[:, 0] * sides[:, 1]
-    extent = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    np.maximum(extent, 0, out=extent)
-    inter = extent[:, 0] * extent[:, 1]
-    over = np.flatnonzero(inter / (area[first] + area[second] - inter) > limit)
+    over = overlapping(np.ascontiguousarray(boxes.T), first, second, limit)
     lost = np.zeros(len(boxes), bool)
     over = over[np.argsort(first[over], kind="stable")]
     for i, j in zip(first[over].tolist(), second[over].tolist(), strict=True):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from deploykit.runtime.native.library import native_nms
+from deploykit.runtime.postprocess import few_boxes
 from deploykit.runtime.postprocess import nms as nms_module
 from deploykit.runtime.postprocess.nms import Choice, nms, numpy_nms, suppress
 from deploykit.runtime.postprocess.nms import Kept as Result
@@ -122,14 +123,18 @@ def problems(draw: st.DrawFn) -> tuple[Rows, RawDetections, Thresholds]:
     few=st.sampled_from([0, 2, 128]),
     block=st.sampled_from([1, 2, 3, 64]),
     pairs=st.sampled_from([0, 1, 64]),
+    few_pairs=st.sampled_from([0, 4, 64]),
+    most_pairs=st.sampled_from([0, 20, 1300]),
 )
 def test_any_rows_give_what_the_definition_says_at_once_in_blocks_of_any_size_and_in_pairs(
-    problem: tuple[Rows, RawDetections, Thresholds], few: int, block: int, pairs: int
+    problem: tuple[Rows, RawDetections, Thresholds], few: int, block: int, pairs: int, few_pairs: int, most_pairs: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nms_module, "FEW", few)
         patch.setattr(nms_module, "BLOCK", block)
         patch.setattr(nms_module, "PAIRS", pairs)
+        patch.setattr(few_boxes, "FEW_PAIRS", few_pairs)
+        patch.setattr(few_boxes, "MOST_PAIRS", most_pairs)
         assert _kept(numpy_nms(*problem)) == reference(*problem)
 
 
@@ -144,12 +149,14 @@ def test_crowds_keep_the_same_boxes_at_once_in_blocks_and_in_pairs(
     boxes = np.concatenate((corner, corner + rng.random((count, 2), np.float32) * np.float32(40)), axis=1)
     labels = rng.integers(0, classes, count)
     found = []
-    for few, pairs in ((400, 0), (0, -1), (0, 400)):  # pairs, times as many boxes: none, and all that there may be
+    # Pairs, times as many boxes: none, and all that there may be; of few boxes, always, as usual, and never.
+    for few, pairs, most in ((400, 0, 10_000), (400, 0, 1300), (400, 0, 0), (0, -1, 0), (0, 400, 0)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(nms_module, "FEW", few)
             patch.setattr(nms_module, "PAIRS", pairs)
+            patch.setattr(few_boxes, "MOST_PAIRS", most)
             found.append(suppress(boxes, labels, 0.3, 100).tolist())
-    assert found[0] == found[1] == found[2]
+    assert all(each == found[0] for each in found)
 
 
 @given(problem=problems(), half=st.booleans())
