@@ -189,15 +189,19 @@ class PrecisionOptions:
 
 @dataclass(frozen=True)
 class AccuracyGate:
-    """The accuracy gate: an export whose AP falls by more than is allowed on annotated images is not kept.
+    """The accuracy gate: an export whose accuracy falls by more than is allowed on annotated images is not kept.
+
+    Accuracy is AP of detectors, top-1 of classifiers and mIoU of segmentation networks (docs/evaluation.md).
 
     Attributes:
-        max_drop: how far AP may fall, in points (hundredths).
-        data: annotations in COCO's format, or the ``data.yaml`` of a YOLO data set.
-        images: the folder with the images of COCO's annotations; None for a YOLO data set.
-        split: the split of a YOLO data set; None: val, else test, else train.
+        max_drop: how far it may fall, in points (hundredths).
+        data: annotations in COCO's format, or the ``data.yaml`` of a YOLO data set; of a classifier a folder with one
+            folder of images per class; of a segmentation network the folder of label maps.
+        images: the folder with the images of COCO's annotations or of label maps; None: ``data`` has them.
+        split: the split of a YOLO data set, or of folders of classes; None: val, else test, else train.
         limit: how many of the first images are used; None: all.
-        bootstrap: how many bootstrap draws give the confidence interval of the drop.
+        bootstrap: how many bootstrap draws give the confidence interval of a detector's drop.
+        mask_values, ignore_label: of label maps, see :class:`deploykit.EvalOptions`.
     """
 
     max_drop: float
@@ -206,6 +210,8 @@ class AccuracyGate:
     split: str | None = None
     limit: int | None = None
     bootstrap: int = 1000
+    mask_values: tuple[int, ...] | None = None
+    ignore_label: int | Literal["none"] | None = None
 
     def __post_init__(self) -> None:
         if not self.max_drop >= 0:

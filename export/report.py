@@ -15,7 +15,7 @@ from deploykit.export.graph.versions import OLDEST_SUPPORTED, oldest_runtime
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.precision.convert import ExportContext, PrecisionReport
 from deploykit.models.registry import ReferenceModel
-from deploykit.runtime.evaluate.compare import AccuracyComparison
+from deploykit.runtime.evaluate.compare import Comparison
 from deploykit.runtime.files import format_size
 from deploykit.spec import ModelSpec
 
@@ -45,7 +45,7 @@ class ExportReport:
     spec: ModelSpec
     parity: ParityReport | None
     precision: PrecisionReport | None = None
-    accuracy: AccuracyComparison | None = None
+    accuracy: Comparison | None = None
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -277,7 +277,7 @@ def _context(
     if keep_file_of(options.precision) is None and options.precision.keep_file is not None:
         check_writable(Path(options.precision.keep_file).expanduser())
     if options.gate is not None:
-        check_gate(options.gate)
+        check_gate(options.gate, spec)
     example = example_input(spec.input)  # first, because its error explains a lack of memory
     inputs = make_parity_inputs(spec, samples) if check or options.precision.precision != "fp32" else None
     if check or options.precision.calibration is not None:
@@ -315,11 +315,6 @@ def _check_combination(model: ReferenceModel, options: OnnxOptions, plan: NmsPla
     if (nms != "none" or plan.has_own_operators) and options.exporter != "dynamo":
         what = f"--nms {nms}" if nms != "none" else f"{model.name} chooses its detections itself, which"
         raise UsageError(f"{what} needs --exporter dynamo")
-    if options.gate is not None and not spec.output.finds_objects:
-        raise UsageError(
-            f"--max-drop is for detectors, and this model's task is {spec.task}: measure the accuracy of the "
-            "checkpoint and of the export with deploykit eval"
-        )
     if options.gate is not None and nms != "none":
         raise UsageError(f"--max-drop goes with --nms none: the thresholds of --nms {nms} change AP by themselves")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from deploykit.cli._label_maps import label_map_flags
 from deploykit.cli._options import Flag, Flags
 
 if TYPE_CHECKING:
@@ -121,14 +123,16 @@ def gate_flags() -> Flags[AccuracyGate]:
                 Flag(
                     "--max-drop",
                     "max_drop",
-                    "evaluate the file and its source, and keep the file only if AP falls by at most POINTS hundredths",
+                    "evaluate the file and its source, and keep the file only if AP (top-1, mIoU) falls by at most "
+                    "POINTS hundredths",
                     metavar="POINTS",
                     type=float,
                 ),
-                Flag("--data", "data", "for --max-drop: COCO annotations (JSON), or data.yaml", metavar="FILE"),
-                Flag("--split", "split", "for --max-drop: train, val or test of data.yaml", metavar="NAME"),
+                Flag("--data", "data", "for --max-drop: COCO annotations, data.yaml or a folder, as for eval", "PATH"),
+                Flag("--split", "split", "for --max-drop: train, val or test of data.yaml or a folder", metavar="NAME"),
                 Flag("--images", "images", "for --max-drop: the folder with the annotated images", metavar="DIR"),
                 Flag("--limit", "limit", "for --max-drop: only the first N images", metavar="N", type=int),
+                *label_map_flags("for --max-drop: "),
             )
         },
     )
@@ -149,16 +153,20 @@ def gate_of(args: argparse.Namespace) -> AccuracyGate | None:
     """
     from deploykit.errors import UsageError
     from deploykit.runtime.datasets.yolo import is_yolo
+    from deploykit.runtime.files import is_folder
 
     flags = gate_flags()
     given = flags.given(args)
     if not given:
         return None
-    needed = ("--max-drop", "--data", *(() if is_yolo(getattr(args, "data", "")) else ("--images",)))
+    data = getattr(args, "data", "")
+    alone = data and (is_yolo(data) or is_folder(Path(data).expanduser()))
+    needed = ("--max-drop", "--data", *(() if alone else ("--images",)))
     missing = [name for name in needed if name not in given]
     if missing:
         raise UsageError(
-            f"missing: {' and '.join(missing)}; --max-drop needs --data data.yaml, or --data JSON with --images DIR"
+            f"missing: {' and '.join(missing)}; --max-drop needs --data data.yaml, --data JSON with --images DIR, or a "
+            "folder as deploykit eval takes it"
         )
     return flags.fill(args)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from deploykit.cli._comparison import print_comparison
 from deploykit.cli._compute import compute_flags, compute_of
 from deploykit.cli._display import aside, console, note, print_json, shown_progress
+from deploykit.cli._label_maps import label_map_flags
 from deploykit.cli._loading import add_verify, loading_flags, loading_of
 from deploykit.cli._model import add_model, model_of
 from deploykit.cli._options import Flag, Flags
@@ -109,42 +110,9 @@ def eval_flags() -> Flags[EvalOptions]:
             ),
             Flag("--metrics", "metrics", "the library that computes the metrics", choices=get_args(MetricsLibrary)),
         ),
-        "label maps": _label_map_flags(),
+        "label maps": label_map_flags(),
     }
     return Flags(EvalOptions, groups)
-
-
-def _label_map_flags() -> tuple[Flag, ...]:
-    return (
-        Flag(
-            "--mask-values",
-            "mask_values",
-            "the value of each class in the label maps, such as 0,255 or 1-150 (default: 0,1,2,...)",
-            "N,N,...",
-            value_list,
-        ),
-        Flag(
-            "--ignore-label",
-            "ignore_label",
-            "the value of pixels that do not count, or none (default 255, unless it is a class)",
-            "N",
-            label_or_none,
-        ),
-    )
-
-
-def value_list(text: str) -> tuple[int, ...]:
-    """Parse ``0,255`` or ``1-150``."""
-    found: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return tuple(found)
-
-
-def label_or_none(text: str) -> int | str:
-    """Parse a number or ``none``."""
-    return text if text == "none" else int(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

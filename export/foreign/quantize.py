@@ -46,7 +46,7 @@ from deploykit.export.verify import chosen_tolerance
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.backends import ort
 from deploykit.runtime.engine_record import parity_report_path
-from deploykit.runtime.evaluate.compare import AccuracyComparison
+from deploykit.runtime.evaluate.compare import Comparison
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.parity.expected import Batch, ParityInputs
 from deploykit.runtime.parity.tolerance import Tolerance
@@ -113,8 +113,6 @@ def quantize_onnx(
         check_writable(Path(options.keep_file).expanduser())
     if options.calibration is not None:
         options.calibration.images()
-    if gate is not None:
-        check_gate(gate)
     timer.step("reading")
     prepared = prepared_graph(source, options.precision)
     image = image_input(_infos(prepared.graph), inputs)
@@ -130,8 +128,10 @@ def quantize_onnx(
         )
         known = replace(known, spec=_named_as_found(known.spec, before))
         _check_fits(known.spec, before, source)
-        if gate is not None and not (known.known and known.spec.output.finds_objects and image.plain):
-            raise UsageError("--max-drop is for detectors whose spec is known (--spec) and which take only images")
+        if gate is not None and not (known.known and image.plain):
+            raise UsageError("--max-drop is for networks whose spec is known (--spec) and which take only images")
+        if gate is not None:
+            check_gate(gate, known.spec)
         limits = tolerance if isinstance(tolerance, Tolerance) else chosen_tolerance(tolerance or "", options.precision)
         assert limits is not None
         if not tolerance:
@@ -208,7 +208,7 @@ class _Job:
 
     def _gated(
         self, gate: AccuracyGate, file: Path, further: FurtherLayers, nodes: int
-    ) -> tuple[int, PrecisionReport, AccuracyComparison]:
+    ) -> tuple[int, PrecisionReport, Comparison]:
         """Evaluate the written file, and keep further layers in higher precision if it loses too much.
 
         Returns:

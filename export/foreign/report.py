@@ -9,7 +9,7 @@ from typing import Any
 
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.precision.convert import PrecisionReport
-from deploykit.runtime.evaluate.compare import AccuracyComparison
+from deploykit.runtime.evaluate.compare import Comparison
 from deploykit.spec import ModelSpec, json_safe, json_value
 
 __all__ = ["ConversionReport"]
@@ -49,7 +49,7 @@ class ConversionReport:
     kept_layers: int
     precision: PrecisionReport
     parity: ParityReport
-    accuracy: AccuracyComparison | None = None
+    accuracy: Comparison | None = None
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 

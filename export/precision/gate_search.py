@@ -13,7 +13,7 @@ from deploykit.errors import AccuracyError, ParityError
 from deploykit.export.precision.convert import Further, PrecisionReport
 from deploykit.export.precision.search.minimal import first_enough
 from deploykit.progress import SILENT, Progress
-from deploykit.runtime.evaluate.compare import AccuracyComparison
+from deploykit.runtime.evaluate.compare import Comparison
 
 __all__ = ["keep_for_accuracy"]
 
@@ -26,20 +26,22 @@ W = TypeVar("W")
 class Gated(Protocol):
     """The evaluations of a gate: see :class:`deploykit.export.accuracy_gate.Gated`."""
 
-    def compared(self, file: Path) -> AccuracyComparison:
+    metric: str
+
+    def compared(self, file: Path) -> Comparison:
         """Evaluate an export, and compare it with its source."""
 
-    def holds(self, comparison: AccuracyComparison) -> bool:
-        """Return whether AP falls by no more than is allowed."""
+    def holds(self, comparison: Comparison) -> bool:
+        """Return whether the metric falls by no more than is allowed."""
 
-    def check(self, comparison: AccuracyComparison) -> float:
-        """Return how far AP falls, in points; AccuracyError: by more than is allowed."""
+    def check(self, comparison: Comparison) -> float:
+        """Return how far the metric falls, in points; AccuracyError: by more than is allowed."""
 
 
 def keep_for_accuracy(
     gated: Gated, file: Path, further: Further, write: Callable[[ir.Model], W], progress: Progress = SILENT
-) -> tuple[PrecisionReport, AccuracyComparison, W]:
-    """Keep the fewest further layers with which AP falls by no more than is allowed, in steps of a sixteenth of them.
+) -> tuple[PrecisionReport, Comparison, W]:
+    """Keep the fewest further layers with which accuracy falls by no more than is allowed, in steps of a sixteenth.
 
     They are the first ones of the ranking by the error of the outputs. At most eight networks are converted and
     evaluated.
@@ -60,7 +62,7 @@ def keep_for_accuracy(
     progress.step("layers to keep")
     ranked = further.ranking()
     unit = max(1, math.ceil(len(ranked) / STEPS))
-    found: dict[int, tuple[PrecisionReport, AccuracyComparison, W]] = {}
+    found: dict[int, tuple[PrecisionReport, Comparison, W]] = {}
 
     def enough(count: int) -> bool:
         progress.step(f"evaluating with {min(count * unit, len(ranked))} further layers in higher precision")
@@ -83,8 +85,8 @@ def keep_for_accuracy(
     return found[count]
 
 
-def _said(gated: Gated, comparison: AccuracyComparison) -> str:
+def _said(gated: Gated, comparison: Comparison) -> str:
     try:
-        return f"AP falls by {gated.check(comparison):.2f} points"
+        return f"{gated.metric} falls by {gated.check(comparison):.2f} points"
     except AccuracyError as e:
         return str(e)

@@ -21,6 +21,7 @@ class ClassMeter(ImageMeter):
     """Top-1 and top-5 accuracy on images in one folder per class."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"split"})
+    metric: ClassVar[str] = "top1"
 
     def __init__(self, spec: ModelSpec, task: str, data: Data, options: EvalOptions) -> None:
         """See :class:`deploykit.runtime.evaluate.meter.Meter`."""

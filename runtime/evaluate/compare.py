@@ -150,7 +150,7 @@ def interval_of(found: DetectionEvaluation, *, samples: int) -> dict[str, Interv
     return {name: interval for name, interval in intervals.items() if found.metrics.get(name, -1.0) >= 0}
 
 
-def check_drop(comparison: AccuracyComparison, max_drop: float, *, metric: str = "AP") -> float:
+def check_drop(comparison: Comparison, max_drop: float, *, metric: str = "AP") -> float:
     """Return the drop of a metric in points (hundredths), and refuse a drop larger than allowed.
 
     Raises:
@@ -159,7 +159,7 @@ def check_drop(comparison: AccuracyComparison, max_drop: float, *, metric: str =
     if not math.isfinite(max_drop) or max_drop < 0:
         raise UsageError(f"the allowed drop must be at least 0 points, got {max_drop}")
     if metric not in comparison.difference:
-        raise UsageError(f"{metric} has no value: the images have no object that it counts")
+        raise UsageError(f"{metric} has no value: the images have nothing that it counts")
     drop = -100.0 * comparison.difference[metric]
     if drop > max_drop:
         before, after = (100.0 * found.metrics[metric] for found in (comparison.reference, comparison.model))
@@ -171,8 +171,8 @@ def check_drop(comparison: AccuracyComparison, max_drop: float, *, metric: str =
     return drop
 
 
-def _within(comparison: AccuracyComparison, metric: str) -> str:
-    if metric not in comparison.intervals:
+def _within(comparison: Comparison, metric: str) -> str:
+    if not isinstance(comparison, AccuracyComparison) or metric not in comparison.intervals:
         return ""
     low, high = (100.0 * value for value in comparison.intervals[metric])
     return f" (95 % interval of the difference {low:+.2f} to {high:+.2f})"

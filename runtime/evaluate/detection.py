@@ -68,6 +68,7 @@ class DetectionMeter(Meter):
             "split",
         }
     )
+    metric: ClassVar[str] = "AP"
     stage: ClassVar[str] = ""
 
     def __init__(self, spec: ModelSpec, task: str, data: Data, options: EvalOptions) -> None:

@@ -28,6 +28,7 @@ class LabelMapMeter(ImageMeter):
     """mIoU and related metrics; pixels whose ground truth is the ignored value (255) do not count."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"ignore_label", "mask_values"})
+    metric: ClassVar[str] = "mIoU"
 
     def __init__(self, spec: ModelSpec, task: str, data: Data, options: EvalOptions) -> None:
         """See :class:`deploykit.runtime.evaluate.meter.Meter`."""

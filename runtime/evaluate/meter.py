@@ -56,6 +56,7 @@ class Meter(ABC):
 
     Attributes:
         takes: the options of an evaluation that this task uses, besides those of every task.
+        metric: the one that an accuracy gate holds, a fraction of 1; empty: there is none.
         stage: the name of the time of :meth:`add` in the timings; empty: not reported.
         paths: the images to predict on, in order; set by the constructor.
         unturned: those of them that are not turned by their EXIF orientation, because their annotations are not.
@@ -64,6 +65,7 @@ class Meter(ABC):
     """
 
     takes: ClassVar[frozenset[str]] = frozenset()
+    metric: ClassVar[str] = ""
     stage: ClassVar[str] = "score"
     paths: Sequence[Path]
     unturned: frozenset[Path] = frozenset()

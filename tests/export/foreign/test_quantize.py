@@ -303,7 +303,7 @@ def test_a_file_that_keeps_its_accuracy_passes_the_gate(
 ) -> None:
     report = converted(gate[0], "int8", images, gate=gate[1], out=tmp_path / "x.onnx")
     assert report.accuracy is not None
-    with pytest.raises(UsageError, match="--max-drop is for detectors"):
+    with pytest.raises(UsageError, match="--max-drop is for networks whose spec is known"):
         converted(write_by_hand(tmp_path / "hand.onnx"), "int8", images, gate=gate[1])
 
 
