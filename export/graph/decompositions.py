@@ -53,11 +53,20 @@ def _is_simple(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]]
         if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
             return False
         if node.target in REPLACEMENTS:
-            if node.name in outputs or node.kwargs or (node.target is ATEN.to.dtype and len(node.args) > 2):
+            if node.name in outputs or node.kwargs or not _is_replaceable(node):
                 return False
         elif node.target in table or _is_composite_view(node.target):
             return False
     return True
+
+
+def _is_replaceable(node: fx.Node) -> bool:
+    """Whether a call of an operator that is replaced is one of those that the replacement knows."""
+    if node.target is ATEN.to.dtype:
+        return len(node.args) <= 2
+    if node.target is ATEN.adaptive_avg_pool2d.default:
+        return tuple(node.args[1]) == (1, 1)  # type: ignore[arg-type]  # a list of sides
+    return node.target is not ATEN.chunk.default or isinstance(_side(node), int)
 
 
 def _is_composite_view(target: torch._ops.OpOverload) -> bool:
@@ -155,10 +164,35 @@ def _convolution(node: fx.Node, _: Sizes) -> fx.Node:
     return _add(ATEN.convolution.default, args, node, node.meta["val"])
 
 
+def _square(node: fx.Node, _: Sizes) -> fx.Node:
+    return _add(ATEN.pow.Tensor_Scalar, (node.args[0], 2), node, node.meta["val"])
+
+
+def _mean(node: fx.Node, _: Sizes) -> fx.Node:
+    """The mean of each channel, which is what pooling to one pixel gives."""
+    return _add(ATEN.mean.dim, (node.args[0], [-1, -2], True), node, node.meta["val"])
+
+
+def _split(node: fx.Node, _: Sizes) -> fx.Node:
+    """Chunks, by how long each is."""
+    source, count, *axis = node.args
+    return _add(ATEN.split.Tensor, (source, -(-_side(node) // count), *axis), node, node.meta["val"])
+
+
+def _side(node: fx.Node) -> Any:
+    """The side of its input that a chunk cuts."""
+    source, _, *axis = node.args
+    assert isinstance(source, fx.Node)
+    return source.meta["val"].shape[axis[0] if axis else 0]
+
+
 REPLACEMENTS: dict[Any, Callable[[fx.Node, Sizes], fx.Node]] = {
     ATEN.flatten.using_ints: _flatten,
     ATEN.reshape.default: _reshape,
     ATEN.to.dtype: _cast,
     ATEN.conv_transpose2d.input: _convolution,
+    ATEN.square.default: _square,
+    ATEN.adaptive_avg_pool2d.default: _mean,
+    ATEN.chunk.default: _split,
 }
 """Operator -> what adds to the graph what a second trace makes of it, and returns the last node."""

@@ -43,14 +43,16 @@ class Simple(nn.Module):
         tokens = x.flatten(2).transpose(1, 2).reshape(batch, height, width, channels)
         best = (x.sigmoid() > 0.5).to(torch.float32).to(torch.float32).flatten(1, -2)
         first, second = torch.split(y, 2, 1)
-        return tokens * 2.0, best + 1.0, first.flatten(2) + 0.5, second.reshape(batch, -1, 2) - 0.5
+        one, two, three = torch.cat([y, x.sum(1, keepdim=True).repeat(1, 1, 4, 4)], 1).chunk(3, 1)
+        gated = functional.adaptive_avg_pool2d(one * two, 1).square() * three.square()
+        return tokens * 2.0, best + 1.0, first.flatten(2) + 0.5, second.reshape(batch, -1, 2) - 0.5, gated + 1.0
 
 
 class Composite(nn.Module):
-    """An operator that has to be decomposed, and one that changes its input."""
+    """An operator that has to be decomposed in this use, and one that changes its input."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = functional.adaptive_avg_pool2d(x, 1).flatten(1)
+        y = functional.adaptive_avg_pool2d(x, 2).flatten(1)
         z = x * 2.0
         z.add_(1.0)
         return y, z.reshape(x.shape[0], -1)
