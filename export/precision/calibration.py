@@ -47,6 +47,7 @@ from deploykit.spec import InputSpec, ModelSpec
 __all__ = [
     "AUTO",
     "Activations",
+    "Begun",
     "calibration_images",
     "choose_method",
     "measure_activations",
@@ -62,6 +63,8 @@ AUTO: tuple[CalibrationMethod, ...] = ("minmax", "percentile", "mse")
 """The methods that ``auto`` chooses from; entropy lost ten points of AP where the others lost none
 (docs/precision.md)."""
 
+HALF = 2  # images on which a method has to be near the best one, to be run on the others
+BEHIND = 1.1  # errors whose ratio is more than this are not near: those of an image go up and down together
 BINS = 2048  # bins of a histogram of absolute values
 LEVELS = 128  # levels of int8 on one side of zero
 STEP = 8  # bins from one candidate of a range to the next
@@ -99,6 +102,7 @@ def measure_activations(
     cache: bool = True,
     watch: Callable[[int, dict[str, Array]], None] = lambda number, outputs: None,
     progress: Progress = SILENT,
+    begun: Begun | None = None,
 ) -> Activations:
     """Measure float tensors of an fp32 graph on images.
 
@@ -111,6 +115,7 @@ def measure_activations(
         cache: read and keep results in the cache folder, by the hash of the model, the images and the tensors.
         watch: receives the number of each image that is run, and the graph's outputs for it.
         progress: receives how many images have been run.
+        begun: what was measured on some of the images, which are not run again; has that of all of them afterwards.
 
     Raises:
         DataError, NotFoundError, ImageError: images are missing or cannot be read.
@@ -120,7 +125,8 @@ def measure_activations(
     if cache and (known := _read(path, tensors, len(files))) is not None:
         progress.message("ranges of an earlier export are used: --no-calib-cache measures them again")
         return known
-    running = {name: _Running() for name in tensors}
+    begun = Begun() if begun is None else begun
+    running, left = begun.tensors(tensors), [file for file in files if file not in begun.files]
 
     def look(name: str, largest: float, some: Array) -> None:
         running[name].add(largest, torch.from_numpy(some))
@@ -128,15 +134,18 @@ def measure_activations(
     given = str(graph.graph.inputs[0].name)
 
     def images() -> Iterator[Array]:
-        for image in _images(files, spec.input):
+        for image in _images(left, spec.input):
             if given in running:
                 running[given].add(float(np.abs(image).max()), torch.from_numpy(image))
             yield image
 
-    with observed(graph, [name for name in tensors if name != given], look) as network:
-        for number, outputs in enumerate(network.run_each(images())):
-            watch(number, outputs)
-            progress.share(f"ranges, {number + 1} of {len(files)} images", (number + 1) / len(files))
+    if left:
+        with observed(graph, [name for name in tensors if name != given], look) as network:
+            for file, outputs in zip(left, network.run_each(images()), strict=True):
+                watch(files.index(file), outputs)
+                begun.files.append(file)
+                done = len(begun.files)
+                progress.share(f"ranges, {done} of {len(files)} images", done / len(files))
     broken = next((name for name, one in running.items() if not math.isfinite(one.largest)), None)
     if broken is not None:
         raise DataError(f"the tensor {broken!r} has values that are not finite, so its range cannot be measured")
@@ -148,6 +157,19 @@ def measure_activations(
     if cache:
         _write_cache(path, found)
     return found
+
+
+class Begun:
+    """What was measured of tensors on some images, so that others can be added; ``files`` are the images."""
+
+    def __init__(self) -> None:
+        self.files: list[Path] = []
+        self._running: dict[str, _Running] = {}
+
+    def tensors(self, names: Sequence[str]) -> dict[str, _Running]:
+        """Return what is measured of these tensors; they are the same each time."""
+        self._running = self._running or {name: _Running() for name in names}
+        return self._running
 
 
 class _Running:
@@ -267,24 +289,40 @@ def _mse_bins(histogram: Array) -> int:
 def choose_method(
     found: Activations,
     calibration: Calibration,
-    errors_with: Callable[[dict[str, float]], list[float]],
+    errors_with: Callable[[dict[str, float], slice], list[float]],
     progress: Progress,
+    best: Sequence[float] = (),
 ) -> tuple[CalibrationMethod, dict[str, list[float]], dict[str, float]]:
-    """Return the best calibration method, the errors by method and image, and the best one's ranges."""
+    """Return the best calibration method, the errors by method and image, and the best one's ranges.
+
+    A method that is far behind on the first half of the images is not run on the others, and has no further errors.
+
+    Args:
+        found: what the ranges follow from.
+        calibration: the method, or ``auto``.
+        errors_with: returns the error on each of these images with ranges.
+        progress: receives which method is tried.
+        best: errors by image that are to be beaten.
+    """
     methods = AUTO if calibration.method == "auto" else (calibration.method,)
     ranges = {method: found.ranges(method, calibration.percentile) for method in methods}
     errors: dict[str, list[float]] = {}
     for method in methods:
         progress.step(f"comparing {method}")
-        errors[str(method)] = errors_with(ranges[method])
-    best: CalibrationMethod = min(methods, key=lambda method: fmean(errors[str(method)]))
-    if not math.isfinite(fmean(errors[str(best)])):
+        errors[str(method)] = some = errors_with(ranges[method], slice(HALF))
+        if best and fmean(some) > BEHIND * fmean(best[:HALF]):
+            continue
+        errors[str(method)] = every = [*some, *errors_with(ranges[method], slice(HALF, None))]
+        best = every if not best or fmean(every) < fmean(best) else best
+    most = max(map(len, errors.values()))
+    best_method = min((m for m in methods if len(errors[m]) == most), key=lambda method: fmean(errors[method]))
+    if not math.isfinite(fmean(errors[best_method])):
         raise DataError(
             f"expected finite outputs of the quantized network, but with the ranges of {', '.join(methods)} it gives "
             "NaN or infinity on the calibration images: check the checkpoint, or keep its layers in fp32 "
             "(--keep)"
         )
-    return best, errors, ranges[best]
+    return best_method, errors, ranges[best_method]
 
 
 def calibration_images(calibration: Calibration, spec: ModelSpec, count: int) -> list[Array]:

@@ -11,7 +11,8 @@ rows where it is large, so that all tensors of a large network take little memor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from types import TracebackType
@@ -32,7 +33,7 @@ from deploykit.runtime.backends.ort import open_session
 from deploykit.runtime.compute import default_threads
 from deploykit.runtime.session import Session
 
-__all__ = ["Look", "ObservedGraph", "observed", "outputs_of_each"]
+__all__ = ["Look", "ObservedGraph", "network_of", "observed", "outputs_of_each", "scales_of", "values_of"]
 
 Look = Callable[[str, float, Array], None]
 """Receives a tensor's name, its largest absolute value on an image (NaN or infinite if a value is not finite), and some
@@ -43,34 +44,53 @@ SPARSEST = 4  # of so many rows at least one is looked at
 
 
 LARGE = 64 << 20  # bytes of weights from which on memory counts more than time
+GRIDS = (ir.DataType.FLOAT, ir.DataType.UINT8)  # of scales, and of zero points where activations have their own
 NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT8E4M3FN)
 
 
 class ObservedGraph:
     """A graph in ONNX Runtime with one input, for images that are computed side by side.
 
-    ``tensors`` are float tensors that a node computes; ``look`` receives them.
+    ``tensors`` are float tensors that a node computes; ``look`` receives them. ``varying`` are stored tensors that may
+    have other values later (:meth:`with_values`).
 
     Raises:
         BackendError: ONNX Runtime does not run the graph. MissingDependencyError: it is not installed.
     """
 
-    def __init__(self, graph: ir.Model, tensors: Sequence[str] = (), look: Look | None = None) -> None:
+    def __init__(
+        self, graph: ir.Model, tensors: Sequence[str] = (), look: Look | None = None, varying: Collection[str] = ()
+    ) -> None:
         self._outputs = [str(value.name) for value in graph.graph.outputs]
         self._look = look
+        self._values = values_of(graph, varying)
         graph = graph.clone()
+        for name in varying:
+            value = graph.graph.initializers.pop(name)
+            value.const_value = None
+            graph.graph.inputs.append(value)
         self._parts = _with_parts(graph, tensors)
         with temporary_folder() as folder:
             weights = sum(each.size for each in initializers_of(graph))
             file = write(graph, folder / "observed.onnx", weights, check=False)
             self._session: Session = open_session(file, provider="cpu", threads=1, optimization="pairs")
-        (self.input,) = self._session.inputs
+        (self.input,) = (given for given in self._session.inputs if given.name not in varying)
+
+    def with_values(self, values: Mapping[str, Array]) -> ObservedGraph:
+        """Return the same network with these values of its varying tensors."""
+        new = copy.copy(self)
+        new._values = {**self._values, **values}
+        return new
+
+    def close(self) -> None:
+        """Close the network, with all that have other values."""
+        self._session.close()
 
     def __enter__(self) -> ObservedGraph:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._session.close()
+        self.close()
 
     def run_each(self, images: Iterable[Array]) -> Iterator[dict[str, Array]]:
         """Yield the graph's outputs for each image, in order, after its tensors were looked at."""
@@ -80,7 +100,7 @@ class ObservedGraph:
                 yield from pool.map(self._run, several)
 
     def _run(self, image: Array) -> dict[str, Array]:
-        found = self._session.run({self.input.name: image})
+        found = self._session.run({self.input.name: image, **self._values})
         for tensor, (most, least, total, some) in self._parts.items():
             assert self._look is not None
             top = max(float(found[most]), -float(found[least]))
@@ -89,13 +109,35 @@ class ObservedGraph:
 
 
 def outputs_of_each(graph: ir.Model, images: Sequence[Array]) -> Iterator[dict[str, Array]]:
-    """Yield a graph's outputs for each image, computed in one thread.
+    """Yield a graph's outputs for each image, computed in one thread: see :func:`network_of`."""
+    with network_of(graph) as network:
+        yield from network.run_each(images)
+
+
+def network_of(graph: ir.Model, varying: Collection[str] = ()) -> ObservedGraph | OnnxInTorchSession:
+    """Return a graph for images that are computed in one thread each; ``varying`` as of :class:`ObservedGraph`.
 
     PyTorch computes graphs with fp8, which ONNX Runtime lacks, and with halves, which it would not round.
     """
     in_torch = _has(NARROW, graph) or _is_large(graph)
-    with OnnxInTorchSession(graph) if in_torch else ObservedGraph(graph) as session:
-        yield from session.run_each(images)
+    return OnnxInTorchSession(graph) if in_torch else ObservedGraph(graph, varying=varying)
+
+
+def scales_of(graph: ir.Model) -> list[str]:
+    """Return the names of the scales and zero points with which a quantized graph rounds activations."""
+    quantizing = (node for node in graph.graph if node.op_type == "QuantizeLinear")
+    given = (value for node in quantizing for value in node.inputs[1:] if value is not None)
+    return list(dict.fromkeys(str(value.name) for value in given if value.dtype in GRIDS))
+
+
+def values_of(graph: ir.Model, names: Collection[str]) -> dict[str, Array]:
+    """Return the values of stored tensors."""
+    found = {}
+    for name in names:
+        stored = graph.graph.initializers[name].const_value
+        assert stored is not None
+        found[name] = np.array(stored.numpy())
+    return found
 
 
 def observed(graph: ir.Model, tensors: Sequence[str], look: Look) -> ObservedGraph | OnnxInTorchSession:

@@ -143,7 +143,7 @@ def quantize_graph(
     changes, folds = choose_folds(model, trials.images, trials.error_with, folds=tried, progress=progress)
     named = () if isinstance(exclude, str) else named_layers(model, exclude)
     found, folds = calibrate(trials, changes, folds, progress)
-    apply_changes(model, trials.changes)
+    trials.settle()
     layers = quantisable(model.graph)
     method, by_image, ranges = found.method, found.by_image, found.ranges
     errors = {name: fmean(values) for name, values in by_image.items()}

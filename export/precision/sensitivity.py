@@ -2,7 +2,8 @@
 
 Networks have hundreds of layers, and most of them do not matter. So all are ranked by what they add to the error, from
 one run with everything quantized (:mod:`deploykit.export.precision.search.contributions`). Then networks in which the
-first layers of that list are really left in floating point are run, and the length of the list is bisected.
+first layers of that list are really left in floating point are run, and the length of the list is found by
+interpolation between their errors.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from deploykit.export.outputs import export_adapter_of
 from deploykit.export.precision.cpu_int8 import quantize_for_cpu
 from deploykit.export.precision.half import to_half
 from deploykit.export.precision.half_rules import LARGEST
-from deploykit.export.precision.observed import outputs_of_each
+from deploykit.export.precision.observed import network_of, outputs_of_each, scales_of, values_of
 from deploykit.export.precision.qdq import QuantizationResult, quantisable, quantize
 from deploykit.export.precision.search.names import label_of, named_in
 from deploykit.models.fuse import torch_threads
@@ -31,9 +32,10 @@ from deploykit.spec import ModelSpec
 
 __all__ = [
     "ENOUGH",
+    "ErrorsOf",
     "Sensitivity",
+    "as_tensors",
     "choose_keep",
-    "errors_of",
     "measure_sensitivity",
     "named_layers",
     "outputs_of",
@@ -65,7 +67,12 @@ class Sensitivity:
 
 def outputs_of(graph: ir.Model, images: Sequence[Array]) -> list[dict[str, Tensor]]:
     """Return a graph's outputs for each image."""
-    return [{n: torch.from_numpy(x) for n, x in found.items()} for found in outputs_of_each(graph, images)]
+    return list(map(as_tensors, outputs_of_each(graph, images)))
+
+
+def as_tensors(found: Mapping[str, Array]) -> dict[str, Tensor]:
+    """Return outputs as torch's tensors."""
+    return {name: torch.from_numpy(value) for name, value in found.items()}
 
 
 def quantize_as(
@@ -105,14 +112,24 @@ def _in_half(graph: ir.Model, layers: Collection[str], largest: Mapping[str, flo
         to_half(graph, "fp16", largest=largest, nodes_to_exclude=others)
 
 
-def errors_of(
-    graph: ir.Model, exact: Sequence[Mapping[str, Tensor]], images: Sequence[Array], spec: ModelSpec
-) -> list[float]:
-    """Return the error of a graph's outputs on each image."""
-    adapter = export_adapter_of(spec)
-    found = outputs_of(graph, images)
-    with torch_threads(1):  # as the outputs: the same on any number of threads
-        return [float(adapter.error(a, b)) for a, b in zip(exact, found, strict=True)]
+class ErrorsOf:
+    """The errors of a quantized graph's outputs, and of those of further graphs that differ from it in scales alone."""
+
+    def __init__(self, graph: ir.Model, spec: ModelSpec) -> None:
+        self._scales = scales_of(graph)
+        self._network = network_of(graph, self._scales)
+        self._adapter = export_adapter_of(spec)
+
+    def errors(self, graph: ir.Model, exact: Sequence[Mapping[str, Tensor]], images: Sequence[Array]) -> list[float]:
+        """Return the error of such a graph's outputs on each image."""
+        network = self._network.with_values(values_of(graph, self._scales))
+        found = list(map(as_tensors, network.run_each(images)))
+        with torch_threads(1):  # as the outputs: the same on any number of threads
+            return [float(self._adapter.error(a, b)) for a, b in zip(exact, found, strict=True)]
+
+    def close(self) -> None:
+        """Free the network."""
+        self._network.close()
 
 
 def measure_sensitivity(
@@ -169,17 +186,29 @@ def choose_keep(
         return tried[count]
 
     low, goal = 0, ENOUGH * whole
+    expected = [_expected(whole, [layers[layer] for layer in ranked[:count]]) for count in range(most + 1)]
     if error_of(most) > goal:
         goal = min(NEAR * error_of(most), whole)
-        expected = [_expected(whole, [layers[layer] for layer in ranked[:count]]) for count in range(most + 1)]
         low = next(count for count, error in enumerate(expected) if error <= NEAR * expected[most]) - 1
         low = low if low < WORTHWHILE * most else most  # a few layers less are not worth further runs
     high = most
     while high - low > 1:
-        count = (low + high) // 2
+        count = _between(low, high, tried, goal, expected)
         low, high = (low, count) if error_of(count) <= goal else (count, high)
     chosen = min((count for count, error in tried.items() if error <= goal), default=0)
     return tuple(ranked[:chosen]), tried
+
+
+def _between(low: int, high: int, tried: Mapping[int, float], goal: float, expected: Sequence[float]) -> int:
+    """Return the count between two from which on the goal is probably met: errors fall as is expected between them."""
+    quarter = max(1, (high - low) // 4)  # however wrong that is, so much of the way is gone
+    top, bottom = (tried.get(count, math.nan) ** 2 for count in (low, high))
+    start, fall = expected[low] ** 2, expected[low] ** 2 - expected[high] ** 2
+    if not (fall > 0 and top > bottom):
+        return (low + high) // 2
+    wanted = start - fall * (top - goal**2) / (top - bottom)
+    found = next(count for count in range(low, high + 1) if expected[count] ** 2 <= wanted or count == high)
+    return min(max(found, low + quarter), high - quarter)
 
 
 def _expected(whole: float, parts: Sequence[float]) -> float:

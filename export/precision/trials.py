@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+import numpy as np
 import onnx_ir as ir
-import torch
 from torch import Tensor
 
 from deploykit.export.graph.passes import drop_weights
@@ -21,6 +22,7 @@ from deploykit.export.outputs import export_adapter_of
 from deploykit.export.precision.attention import attention_cores, measured_of
 from deploykit.export.precision.calibration import (
     Activations,
+    Begun,
     choose_method,
     measure_activations,
     spread_numbers,
@@ -33,7 +35,7 @@ from deploykit.export.precision.folds.correct import CorrectionReport, choose_co
 from deploykit.export.precision.qdq import QuantizationResult, activations_of, quantisable, weight_of
 from deploykit.export.precision.search.contributions import contributions_of
 from deploykit.export.precision.search.journal import Journal, digest_of_file
-from deploykit.export.precision.sensitivity import errors_of, outputs_of, quantize_as
+from deploykit.export.precision.sensitivity import ErrorsOf, as_tensors, outputs_of, quantize_as
 from deploykit.export.sessions.freed_memory import release_freed_memory
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
@@ -66,13 +68,29 @@ class Trials:
         about = {"spec": spec.to_json(), "options": repr(replace(options, nodes_to_exclude="auto", keep_file=None))}
         self.journal = Journal.of(digest_of_file(base), images, about) if options.cache else Journal(None)
         self.changes: Changes = {}
+        self.begun: dict[bytes, Begun] = {}  # hash of changes -> what was measured on the images of the comparison
+        self._several = False
+        self._network: ErrorsOf | None = None
+        self._ready: tuple[Changes, ir.Model] | None = None  # what the graphs are copies of
         self.few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))
 
-    def graph(self, changes: Changes | None = None) -> ir.Model:
-        """Return the graph with raw rows, in fp32, with these folds, or with those that were chosen."""
-        graph = ir.load(self.base)
-        apply_changes(graph, self.changes if changes is None else changes)
-        return graph
+    def graph(self) -> ir.Model:
+        """Return the graph with raw rows, in fp32, with the folds of now.
+
+        It shares its weights with the graphs before and, where they are the same, with ``model``.
+        """
+        if self._ready is None or self._ready[0] is not self.changes:
+            self._ready = None  # before there is another one
+            graph = ir.load(self.base)
+            apply_changes(graph, self.changes)
+            _share_weights(graph, self.model)
+            self._ready = self.changes, graph
+        return self._ready[1].clone()
+
+    def settle(self) -> None:
+        """Give ``model`` the folds of now."""
+        apply_changes(self.model, self.changes)
+        self._ready = None  # it has the weights of before
 
     def error_with(self, changes: Changes) -> float:
         """Return the error with these folds and every layer quantized, with ranges of the images of the comparison.
@@ -91,7 +109,8 @@ class Trials:
             few = tuple(files[number] for number in spread_numbers(len(files), COMPARED))
             calibration = dataclasses.replace(given, source=few)
             rows = self.graph()
-            found = _measured(rows, self, calibration, SILENT, cache=False)
+            begun = self.begun[digest_of_changes(changes)] = Begun()
+            found = _measured(rows, self, calibration, SILENT, cache=False, begun=begun)
             forget(rows)
             if exact:
                 check_same("a fold", exact, self.exact)
@@ -161,9 +180,37 @@ class Trials:
     def _errors(self, ranges: Mapping[str, float], kept: Collection[str], of: slice) -> list[float]:
         graph = self.graph()
         quantize_as(graph, ranges, self.spec, self.options, kept, self.largest)
-        found = errors_of(graph, self.exact[of], self.images[of], self.spec)
+        network = self._network or ErrorsOf(graph, self.spec)
+        found = network.errors(graph, self.exact[of], self.images[of])
+        if self._several:
+            self._network = network
+        else:
+            network.close()
         forget(graph)
         return found
+
+    @contextlib.contextmanager
+    def in_one_network(self) -> Iterator[None]:
+        """Let the networks of the context be one, which takes less time: they differ in their ranges alone."""
+        self._several = True
+        try:
+            yield
+        finally:
+            self._several = False
+            if self._network is not None:
+                self._network.close()
+                self._network = None
+
+
+def _share_weights(graph: ir.Model, other: ir.Model) -> None:
+    """Let a graph have the weights of another one, where they are the same."""
+    for name, value in graph.graph.initializers.items():
+        there = other.graph.initializers.get(name)
+        own, found = value.const_value, None if there is None else there.const_value
+        if own is None or found is None or found.dtype != own.dtype:
+            continue
+        if np.array_equal(own.numpy(), found.numpy()):
+            value.const_value = found
 
 
 def digest_of(ranges: Mapping[str, float]) -> str:
@@ -178,7 +225,13 @@ def forget(graph: ir.Model) -> None:
 
 
 def _measured(
-    rows: ir.Model, trials: Trials, calibration: Calibration, progress: Progress, *, cache: bool
+    rows: ir.Model,
+    trials: Trials,
+    calibration: Calibration,
+    progress: Progress,
+    *,
+    cache: bool,
+    begun: Begun | None = None,
 ) -> Activations:
     """Measure what ranges follow from, and take the exact outputs of the comparison from the same runs."""
     options = trials.options
@@ -193,11 +246,11 @@ def _measured(
 
     def watch(number: int, outputs: dict[str, Array]) -> None:
         if number in compared:
-            trials.exact.append({name: torch.from_numpy(value) for name, value in outputs.items()})
+            trials.exact.append(as_tensors(outputs))
 
     data = digest_of_file(trials.base) + digest_of_changes(trials.changes) if cache else b""
     found = measure_activations(
-        rows, data, trials.spec, tensors, calibration, cache=cache, watch=watch, progress=progress
+        rows, data, trials.spec, tensors, calibration, cache=cache, watch=watch, progress=progress, begun=begun
     )
     trials.largest = found.largest
     trials.exact = trials.exact or outputs_of(rows, trials.images)
@@ -228,20 +281,25 @@ def calibrate(
     given, cache = trials.options.calibration, trials.options.cache
     assert given is not None
 
-    def calibrated(changes: Changes) -> Calibrated:
+    def errors_with(ranges: Mapping[str, float], of: slice) -> list[float]:
+        return trials.errors(ranges, (), of)
+
+    def calibrated(changes: Changes, best: Sequence[float] = ()) -> Calibrated:
         trials.changes = changes
         rows = trials.graph()
-        found = _measured(rows, trials, given, progress, cache=cache)
+        begun = trials.begun.pop(digest_of_changes(changes), None)
+        found = _measured(rows, trials, given, progress, cache=cache, begun=begun)
         forget(rows)
-        return Calibrated(found, *choose_method(found, given, trials.errors, progress))
+        with trials.in_one_network():
+            return Calibrated(found, *choose_method(found, given, errors_with, progress, best))
 
     progress.step("ranges")
     found = calibrated(changes)
     if folds is None or not folds.taken:
         return found, folds
     progress.step("ranges without folds")
-    plain = calibrated({})
-    if plain.error <= found.error:
+    plain = calibrated({}, found.by_image[found.method])
+    if len(plain.by_image[plain.method]) >= len(trials.images) and plain.error <= found.error:
         return plain, folds.without()
     trials.changes, trials.largest = changes, found.activations.largest
     return found, folds

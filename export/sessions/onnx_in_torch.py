@@ -43,7 +43,7 @@ class OnnxInTorchSession(Session):
     """An ONNX model without control flow on the CPU.
 
     Args:
-        model: the graph; its weights are copied.
+        model: the graph; its weights are shared where they can be, and nothing changes them.
         threads: within one operator; None: :func:`deploykit.runtime.compute.default_threads`, else torch's own setting.
         observe: called with the name and value of every floating-point tensor as soon as a node has computed it.
 
@@ -202,12 +202,13 @@ def _tensor(value: Any) -> Tensor:
     kind = TORCH_TYPES.get(int(value.dtype))
     if kind is None:
         raise BackendError(f"torch does not run tensors of the type {value.dtype}")
-    array = value.numpy()
-    copied = np.array(array, order="C")
+    array = np.require(
+        value.numpy(), requirements=["C", "W"]
+    )  # torch warns of what it may not write; it writes nothing
     if kind in VIEWS:
-        bits = copied.view(np.int16 if VIEWS[kind] == torch.int16 else np.uint8)
+        bits = array.view(np.int16 if VIEWS[kind] == torch.int16 else np.uint8)
         return torch.from_numpy(bits).view(kind)
-    return torch.from_numpy(copied)
+    return torch.from_numpy(array)
 
 
 def _array(value: Tensor) -> Array:

@@ -18,12 +18,23 @@ from onnx import TensorProto, helper
 from deploykit.errors import MissingDependencyError
 from deploykit.export.options import Calibration, OnnxOptions, PrecisionOptions
 from deploykit.export.precision import observed as module
+from deploykit.export.precision.cpu_int8 import quantize_for_cpu
 from deploykit.export.precision.half import to_half
-from deploykit.export.precision.observed import ENOUGH, SPARSEST, ObservedGraph, observed, outputs_of_each
+from deploykit.export.precision.observed import (
+    ENOUGH,
+    SPARSEST,
+    ObservedGraph,
+    network_of,
+    observed,
+    outputs_of_each,
+    scales_of,
+    values_of,
+)
 from deploykit.export.precision.qdq import quantize
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.runtime.arrays import Array
+from deploykit.spec import InputSpec
 from tests.export.precision.test_quantize import layer_graph
 from tests.narrow import model_of
 
@@ -155,6 +166,33 @@ def test_a_quantized_layer_multiplies_rounded_values_without_the_saturation_of_a
         exact = [session.run({"x": image})["y"] for image in IMAGES]
     for expected, found in zip(exact, outputs_of_each(model, IMAGES), strict=True):
         np.testing.assert_allclose(found["y"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("target", ["any", "cpu"])
+def test_one_network_gives_what_graphs_of_other_ranges_give(
+    target: str, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LARGE", 0 if large else 1 << 40)
+    model = layer_graph()
+    graphs = [model.clone() for _ in range(3)]
+    for graph, scale in zip(graphs, (1.0, 0.3, 2.5), strict=True):
+        ranges = {name: scale * (1 + number) for number, name in enumerate("xabcdefghy")}
+        if target == "any":
+            quantize(graph, ranges)
+        else:
+            quantize_for_cpu(graph, ranges, InputSpec(name="x"))
+    scales = scales_of(graphs[0])
+    found = []
+    with network_of(graphs[0], scales) as network:
+        assert type(network) is (OnnxInTorchSession if large else ObservedGraph)
+        for graph in graphs:
+            again = network.with_values(values_of(graph, scales))
+            found.append([outputs["y"] for outputs in again.run_each(IMAGES)])
+    for graph, several in zip(graphs, found, strict=True):
+        exact = [outputs["y"] for outputs in outputs_of_each(graph, IMAGES)]
+        np.testing.assert_array_equal(several, exact)
+    assert not np.array_equal(found[0], found[1])
 
 
 def test_a_quantization_needs_onnx_runtime_and_says_so_before_it_begins(

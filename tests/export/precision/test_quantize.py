@@ -22,9 +22,13 @@ from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.verification import largest_values
 from deploykit.export.precision import calibration as module
 from deploykit.export.precision.calibration import (
+    AUTO,
+    BEHIND,
     BINS,
+    HALF,
     LEVELS,
     Activations,
+    Begun,
     _Running,
     calibration_images,
     choose_method,
@@ -239,6 +243,25 @@ def test_activations_are_those_of_the_images_as_the_spec_prepares_them(images: P
     assert not cache.exists()
 
 
+def test_images_that_were_measured_before_are_not_run_again(images: Path) -> None:
+    model, tensors, runs = layer_graph(), ["x", "b", "g"], []
+
+    def measured(calibration: Calibration, begun: Begun) -> Activations:
+        return measure_activations(
+            model, b"", SPEC, tensors, calibration, cache=False, begun=begun, watch=lambda n, _: runs.append(n)
+        )
+
+    whole, begun = measured(Calibration(images), Begun()), Begun()
+    few = measured(Calibration(images, 2), begun)
+    found = measured(Calibration(images), begun)
+    assert runs == [*range(5), 0, 1, 1, 3, 4]  # of two images the second is the third of all
+    assert (few.images, found.images) == (2, 5)
+    assert found.largest == whole.largest
+    assert all(np.array_equal(found.counts[name], whole.counts[name]) for name in tensors)
+    assert measured(Calibration(images), begun).largest == whole.largest
+    assert len(runs) == 10
+
+
 def test_measurements_are_kept_by_model_images_and_tensors(images: Path, cache: Path) -> None:
     model, tensors = layer_graph(), ["x", "b"]
 
@@ -340,11 +363,43 @@ def test_a_tensor_that_is_not_finite_has_no_range_and_is_named(
 
 def test_a_method_whose_network_gives_nan_is_not_the_best(images: Path) -> None:
     found = Activations({"x": 1.0}, {"x": np.ones(2048)}, 5)
-    errors = iter([[0.1, np.inf], [0.2, 0.4], [np.inf, 0.1]])
-    best, all_errors, _ = choose_method(found, Calibration(images), lambda _: next(errors), SILENT)
+    errors = iter([[0.1, np.inf], [], [0.2, 0.4], [], [np.inf, 0.1]])
+    best, all_errors, _ = choose_method(found, Calibration(images), lambda ranges, of: next(errors), SILENT)
     assert (best, list(all_errors.values())) == ("percentile", [[0.1, np.inf], [0.2, 0.4], [np.inf, 0.1]])
     with pytest.raises(DataError, match="with the ranges of minmax, percentile, mse it gives NaN or infinity"):
-        choose_method(found, Calibration(images), lambda _: [np.inf], SILENT)
+        choose_method(found, Calibration(images), lambda ranges, of: [np.inf], SILENT)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.floats(0.01, 2.0), min_size=4, max_size=4), min_size=4, max_size=4), st.booleans())
+def test_a_method_that_is_far_behind_on_two_images_is_not_run_on_the_others(
+    images: list[list[float]], given_best: bool
+) -> None:
+    """All errors are only needed of methods that may be the best; ``images``: of each method, and what is to beat."""
+    by_range = {1.0 + number: errors for number, errors in enumerate(images[:3])}
+    runs: list[tuple[float, slice]] = []
+
+    def errors_with(ranges: dict[str, float], of: slice) -> list[float]:
+        runs.append((ranges["x"], of))
+        return by_range[ranges["x"]][of]
+
+    class Ranges(Activations):
+        def ranges(self, method: CalibrationMethod, percentile: float) -> dict[str, float]:
+            return {"x": 1.0 + AUTO.index(method)}
+
+    best = images[3] if given_best else []
+    calibration = Calibration("unread")
+    method, errors, ranges = choose_method(Ranges({}, {}, 4), calibration, errors_with, SILENT, best)
+    whole = {name: errors for name, errors in errors.items() if len(errors) == 4}
+    assert len(runs) == 3 + len(whole)
+    assert all(found == images[AUTO.index(name)][: len(found)] for name, found in errors.items())  # type: ignore[arg-type]  # names of methods
+    assert ranges == {"x": 1.0 + AUTO.index(method)}
+    if whole:
+        assert sum(errors[method]) == min(map(sum, whole.values()))
+    rivals = [*whole.values(), *([best] if best else [])]
+    for name, found in errors.items():
+        if name not in whole:
+            assert any(sum(found) > BEHIND * sum(rival[:HALF]) for rival in rivals)
 
 
 def feeds_of(images: Path) -> ParityInputs:

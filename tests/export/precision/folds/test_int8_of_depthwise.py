@@ -9,15 +9,18 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
 
 from deploykit.errors import UsageError
 from deploykit.export.options import Calibration, PrecisionOptions
+from deploykit.export.precision.folds import Scaled
 from deploykit.export.precision.quantize import QuantReport
-from deploykit.export.precision.trials import Trials
+from deploykit.export.precision.trials import Trials, forget
 from tests.export.precision.test_half_search import export, model_of
+from tests.export.precision.test_quantize import SPEC
 
 WIDTH = 16
 
@@ -123,3 +126,27 @@ def test_what_does_not_help_with_the_ranges_of_all_images_is_left_out(
         for name in ("plain", "done")
     ]
     assert weights[0] == weights[1]
+
+
+def test_graphs_share_their_weights_with_the_one_that_becomes_the_file(
+    tmp_path: Path, calibration: Calibration
+) -> None:
+    export(tmp_path / "x.onnx", model_of(Separable(nn.ReLU)), "fp32")
+    model, options = ir.load(tmp_path / "x.onnx"), PrecisionOptions("int8", calibration=calibration, cache=False)
+    trials = Trials(model, tmp_path / "x.onnx", SPEC, options, [])
+
+    def weights(of: ir.Model) -> dict[str, Any]:
+        return {name: value.const_value for name, value in of.graph.initializers.items()}
+
+    assert list(map(id, weights(trials.graph()).values())) == list(map(id, weights(model).values()))
+    node = next(node for node in model.graph if node.op_type == "Conv")
+    trials.changes = {(str(node.name), 1): (Scaled(0, np.full(WIDTH, 2, np.float32)),)}
+    folded, plain = weights(trials.graph()), weights(model)
+    name = str(node.inputs[1].name if node.inputs[1] else "")
+    np.testing.assert_array_equal(folded[name].numpy(), 2 * plain[name].numpy())
+    assert [one for one in folded if folded[one] is not plain[one]] == [name]
+    trials.settle()
+    assert weights(trials.graph())[name] is weights(model)[name]
+    np.testing.assert_array_equal(weights(model)[name].numpy(), folded[name].numpy())
+    forget(trials.graph())
+    assert weights(trials.graph())[name] is not None
