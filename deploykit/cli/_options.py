@@ -91,6 +91,6 @@ class Flags(Generic[Options]):
             settings |= {name: value for name, value in parts.items() if value is not None}
             settings |= {"action": "append"} if flag.repeats else {}
             said = "" if default is MISSING or default is False or default in (None, "", ()) else str(default)
-        if said and "(default" not in flag.help:
+        if said and "(default" not in flag.help and "(no default" not in flag.help:
             settings["help"] = f"{flag.help} (default {said})"
         return settings

@@ -23,8 +23,8 @@ def _choice_or_names(words: list[str]) -> str | tuple[str, ...]:
     return words[0] if words in (["auto"], ["none"]) else tuple(words)
 
 
-def precision_flags() -> Flags[PrecisionOptions]:
-    """Return the options of precision, and those of int8 and fp8 but for their images."""
+def precision_flags(*, needed: bool = False) -> Flags[PrecisionOptions]:
+    """Return the options of precision, and those of int8 and fp8 but for their images; ``needed``: one is asked for."""
     from deploykit.export.options import HalfIO, Int8Target, KeepAs, Precision, PrecisionOptions
 
     return Flags(
@@ -34,7 +34,8 @@ def precision_flags() -> Flags[PrecisionOptions]:
                 Flag(
                     "--precision",
                     "precision",
-                    "of weights and activations in the graph; layers that lose too much stay in fp32",
+                    "of weights and activations in the graph; layers that lose too much stay in fp32"
+                    + " (no default: it has to be given)" * needed,
                     choices=get_args(Precision),
                 ),
                 Flag(
@@ -138,9 +139,9 @@ def gate_flags() -> Flags[AccuracyGate]:
     )
 
 
-def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of precision and accuracy."""
-    precision_flags().add(parser)
+def add_precision_arguments(parser: argparse.ArgumentParser, *, needed: bool = False) -> None:
+    """Declare the options of precision and accuracy; ``needed``: a precision has to be given."""
+    precision_flags(needed=needed).add(parser)
     calibration_flags().add(parser)
     gate_flags().add(parser)
 

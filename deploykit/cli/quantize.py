@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
     preparation_flags().add(parser)
-    add_precision_arguments(parser)
+    add_precision_arguments(parser, needed=True)
 
 
 def preparation_flags() -> Flags[ImagePreparation]:

@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
-__all__ = ["CHOOSES", "Choice", "attach", "detach"]
+__all__ = ["CHOOSES", "Choice", "attach", "chooses", "detach", "inner_nodes", "taken_by"]
 
 CHOOSES = {
     "ArgMax", "ArgMin", "Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Scan", "SequenceMap", "TopK",
@@ -41,12 +42,14 @@ class Choice:
     @property
     def kinds(self) -> dict[str, int]:
         """The operators that choose -> how many there are."""
-        return dict(Counter(_kind(node) for node in self.nodes if _chooses(node)))
+        return dict(Counter(_kind(node) for node in self.nodes if chooses(node)))
 
     @property
     def beyond_torch(self) -> bool:
         """Whether a node has a graph inside, or is of another domain than ONNX's: torch does not run it."""
-        return any(node.domain not in ("", "ai.onnx") or next(_inner(node), None) is not None for node in self.nodes)
+        return any(
+            node.domain not in ("", "ai.onnx") or next(inner_nodes(node), None) is not None for node in self.nodes
+        )
 
     @property
     def layers(self) -> int:
@@ -63,7 +66,7 @@ def detach(model: ir.Model) -> Choice:
     outputs, after = tuple(graph.outputs), _from_first_choice(graph)
     if not after:
         return Choice((), outputs, outputs)
-    taken = [value for node in after for value in _taken(node)]
+    taken = [value for node in after for value in taken_by(node)]
     crossing = dict.fromkeys(value for value in (*taken, *outputs) if _is_of_network(value, after))
     stored = set(graph.initializers.values())
     graph.outputs.clear()
@@ -80,30 +83,49 @@ def attach(model: ir.Model, choice: Choice) -> None:
         return
     graph = model.graph
     new = dict(zip(choice.values, graph.outputs, strict=True))
+    new |= {value: _stored_again(graph, value) for value in choice.constants}
     for node in choice.nodes:
-        for each in (node, *_inner(node)):
+        for each in (node, *inner_nodes(node)):
             for place, value in enumerate(each.inputs):
                 if value is not None and new.get(value, value) is not value:
                     each.replace_input_with(place, new[value])
     graph.outputs.clear()
     graph.outputs.extend(new.get(value, value) for value in choice.outputs)
     graph.extend(choice.nodes)
-    for value in choice.constants:
-        if str(value.name) not in graph.initializers:  # the network alone did not need it
-            graph.register_initializer(value)
+
+
+def _stored_again(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """The stored tensor of a choice in a graph, which may be another one now, without the tensor, or with a new one."""
+    name = str(value.name)
+    own = graph.initializers.get(name)
+    if own is value:
+        return value
+    assert value.const_value is not None
+    if own is not None and own.const_value is not None:
+        if own.const_value is value.const_value or _alike(own.const_value, value.const_value):
+            return own
+        name = f"{name}_before"  # the network shares it, and its conversion has changed it
+    copied = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
+    graph.register_initializer(copied)
+    return copied
+
+
+def _alike(a: ir.TensorProtocol, b: ir.TensorProtocol) -> bool:
+    return a.dtype == b.dtype and np.array_equal(a.numpy(), b.numpy())
 
 
 def _from_first_choice(graph: ir.Graph) -> dict[ir.Node, None]:
     """The operators that choose and all nodes after them, in the graph's order."""
     found: dict[ir.Node, None] = {}
     for node in graph:
-        producers = (value.producer() for value in _taken(node))
-        if _chooses(node) or any(producer in found for producer in producers if producer is not None):
+        producers = (value.producer() for value in taken_by(node))
+        if chooses(node) or any(producer in found for producer in producers if producer is not None):
             found[node] = None
     return found
 
 
-def _chooses(node: ir.Node) -> bool:
+def chooses(node: ir.Node) -> bool:
+    """Whether a node chooses, or may do so."""
     return node.domain not in ("", "ai.onnx") or node.op_type in CHOOSES
 
 
@@ -111,15 +133,15 @@ def _kind(node: ir.Node) -> str:
     return f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
 
 
-def _taken(node: ir.Node) -> list[ir.Value]:
+def taken_by(node: ir.Node) -> list[ir.Value]:
     """The values that a node takes, and those from outside that the graphs inside of it take."""
     own = [value for value in node.inputs if value is not None]
-    inside = list(_inner(node))
+    inside = list(inner_nodes(node))
     made = {value for each in inside for value in each.outputs}
     return own + [value for each in inside for value in each.inputs if value is not None and value not in made]
 
 
-def _inner(node: ir.Node) -> Iterator[ir.Node]:
+def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
     """All nodes of the graphs inside of a node."""
     for attribute in node.attributes.values():
         graphs = [attribute.value] if attribute.type == ir.AttributeType.GRAPH else []

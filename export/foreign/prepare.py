@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import rewriter, version_converter
@@ -21,13 +22,17 @@ from onnxscript.rewriter.rules import common as rules
 
 from deploykit.errors import ArtefactError, ExportError, UsageError
 from deploykit.export.graph import passes
+from deploykit.export.graph.versions import lowest_ir_version
 from deploykit.export.options import MIN_OPSET, TRACED, Precision
 from deploykit.export.precision.half_rules import COMPUTE
 
 __all__ = ["OLDEST", "Prepared", "prepared_graph"]
 
-OLDEST = 11
-"""The oldest opset that is read: with it Resize and Pad got the meaning that they have today."""
+OLDEST = 7
+"""The oldest opset that is read: before it, sides that do not fit were stretched by attributes."""
+
+RESIZE_CHANGED = 11
+"""The opset since which Resize says where pixels lie; before, the first ones lay on each other."""
 
 QUANTIZED = {
     "ConvInteger",
@@ -73,6 +78,10 @@ def prepared_graph(file: Path, precision: Precision) -> Prepared:
         parts = tuple(dict.fromkeys(Path(tensor.path) for tensor in _external(graph)))
         graph = ir.external_data.load_to_model(graph)
     except Exception as e:  # protobuf's errors have no base class of their own
+        if told := next((str(each) for each in _causes(e) if isinstance(each, NotImplementedError)), ""):
+            raise ExportError(
+                f"{file} has values that are no tensors ({told.partition('.')[0]}): export it without them (ZipMap)"
+            ) from e
         raise ArtefactError(f"{file} is not a whole ONNX file: {str(e).splitlines()[0]}") from e
     _check_not_quantized(graph, file)
     done = []
@@ -92,7 +101,15 @@ def prepared_graph(file: Path, precision: Precision) -> Prepared:
         done.append(f"{removed} node{'s' * (removed > 1)} of constants folded")
     _name_nodes(graph)
     _check_weights(graph, file)
+    graph.ir_version = max(graph.ir_version or 0, lowest_ir_version(graph))  # before 4, inputs have to list weights
     return Prepared(graph, tuple(done), dict(graph.metadata_props), parts)
+
+
+def _causes(e: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it came from."""
+    while e is not None:
+        yield e
+        e = e.__cause__ or e.__context__
 
 
 def _external(graph: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -139,8 +156,20 @@ def _raise_opset(graph: ir.Model, file: Path, precision: Precision) -> list[str]
     except Exception as e:  # onnx raises what its many adapters raise
         raise ExportError(f"opset {own} of {file} cannot be raised to {wanted}: {str(e).splitlines()[0]}") from e
     if graph.opset_imports.get("") != wanted:
-        raise ExportError(f"opset {own} of {file} cannot be raised to {wanted}: export it with opset {wanted}")
+        unknown = next((kind for kind in _kinds(graph) if not onnx.defs.has(kind, domain="")), None)
+        why = f"ONNX has no operator {unknown}" if unknown else f"export it with opset {wanted}"
+        raise ExportError(f"opset {own} of {file} cannot be raised to {wanted}: {why}")
+    if own < RESIZE_CHANGED:
+        _place_pixels(graph)
     return [f"opset {own} raised to {wanted}"]
+
+
+def _place_pixels(graph: ir.Model) -> None:
+    """Let each Resize place pixels as it did before opset 11, which onnx's conversion leaves to the new default."""
+    for node in graph.graph.all_nodes():
+        if node.op_type == "Resize" and not node.domain:
+            node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
+            node.attributes.add(ir.AttrString("nearest_mode", "floor"))
 
 
 def _fold_constants(graph: ir.Model) -> None:
@@ -165,6 +194,11 @@ def _name_nodes(graph: ir.Model) -> None:
             name += "_"
         node.name = name
         names.add(name)
+
+
+def _kinds(graph: ir.Model) -> list[str]:
+    """The operators of ONNX's own domain."""
+    return [node.op_type for node in graph.graph.all_nodes() if not node.domain]
 
 
 def _count(graph: ir.Model, kind: str) -> int:

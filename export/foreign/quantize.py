@@ -26,9 +26,9 @@ from deploykit.export.foreign.judging import (
 from deploykit.export.foreign.meaning import Meaning, meaning_of
 from deploykit.export.foreign.prepare import Prepared, prepared_graph
 from deploykit.export.foreign.report import ConversionReport
+from deploykit.export.foreign.stages import open_stages
 from deploykit.export.graph import passes
 from deploykit.export.graph.finalize import external_data_path, write
-from deploykit.export.graph.versions import lowest_ir_version
 from deploykit.export.options import AccuracyGate, ImagePreparation, Precision, PrecisionOptions
 from deploykit.export.output import check_writable, output_path, publish, staging_dir
 from deploykit.export.parity.inputs import make_parity_inputs
@@ -79,7 +79,7 @@ def quantize_onnx(
     """Convert an fp32 ONNX file of any project to a lower precision, and verify the result against it.
 
     Args:
-        path: the file; its opset is 11 or newer.
+        path: the file; its opset is 7 or newer.
         precision: ``fp16`` or ``bf16``; int8 and fp8 need calibration images, so they are :class:`PrecisionOptions`.
         out: the new file, or a folder for it; None: ``X.int8.onnx`` beside ``X.onnx``.
         spec: what the network is for, or a JSON file that holds it; None: its own, or what the file tells
@@ -253,9 +253,21 @@ class _Job:
         names = self.source.name, "the prepared graph"
         with _fed(ort.open_session(file, provider="cpu"), self.image) as after:
             parity = self._compared(names, (self.before, after), feeds, PREPARED, ordered=ordered)
+        if not parity.ok and not ordered:
+            parity = self._in_stages(names, file.parent, feeds) or parity
         if not parity.ok:
             raise FoldError(f"what was done to {self.source} before its conversion changed its numbers: {parity.worst}")
         return parity
+
+    def _in_stages(self, names: tuple[str, str], folder: Path, feeds: ParityInputs) -> ParityReport | None:
+        """Compare the prepared graph with the source by stages, if it can be cut into them."""
+        opened = open_stages(self.source, self.prepared.graph, folder)
+        if opened is None:
+            return None
+        with _fed(opened[0], self.image) as before, _fed(opened[1], self.image) as after:
+            parity = values_apart(names, (before, after), feeds, PREPARED, Within("checking: ", self.timer))
+        note = "the whole networks choose other rows: compared from each choice to the next, from the same values"
+        return replace(parity, notes=(*parity.notes, note))
 
     def _compared(
         self,
@@ -324,7 +336,6 @@ class _Job:
         """
         self.timer.step("writing")
         passes.strip(graph)
-        graph.ir_version = max(graph.ir_version or 0, lowest_ir_version(graph))
         graph.metadata_props.update({k: v for k, v in self.prepared.metadata.items() if k != METADATA_KEY})
         if self._stamps:
             spec = self._spec(graph)

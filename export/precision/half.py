@@ -276,7 +276,7 @@ class _Conversion:
                     node.replace_input_with(i, wide)
             for node, i in half:
                 node.replace_input_with(i, small)
-            if not full or behind:
+            if (not full or behind) and value not in self.graph.outputs:
                 self.graph.initializers.pop(name)
         return tuple(dict.fromkeys(stored)), flushed
 

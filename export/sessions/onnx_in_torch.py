@@ -160,7 +160,9 @@ class OnnxInTorchSession(Session):
             if function is not None:
                 try:
                     found = function(given, attributes)
-                    return found if isinstance(found, tuple) else (found,)
+                    several = found if isinstance(found, tuple) else (found,)
+                    if not any(value.name for value in node.outputs[len(several) :]):
+                        return several
                 except UnsupportedFormError:
                     pass
             return _run_by_reference(node, given, self._opset)

@@ -75,8 +75,8 @@ def draft_spec(session: Session, name: str) -> SpecDraft:
     """
     info = _image_input(session, name)
     facts = read_facts(session.metadata)
-    size = (info.shape[2] or 0, info.shape[3] or 0)
-    size = size if all(size) else facts.size or SIZE
+    usual = facts.size or SIZE
+    size = (info.shape[2] or usual[0], info.shape[3] or usual[1])
     check_sizes(size, info.shape[0] or 1, info.shape[1] or 3)
     known = Known(session.outputs, facts, size, Probe(session, size))
     return _DRAFTS.get(facts.task, _undescribed)(info, known)
@@ -126,7 +126,7 @@ def _image_input(session: Session, name: str) -> TensorInfo:
 
 def _input(info: TensorInfo, known: Known, fit: dict[str, Any]) -> dict[str, Any]:
     batch, channels, *sides = info.shape
-    free = "shape" if None in sides else "batch" if batch is None else "none"
+    free = "shape" if sides == [None, None] else "batch" if batch is None else "none"
     channels = channels or 3
     plain = {} if channels == 3 else {"channels": channels, "mean": [0.0] * channels, "std": [1.0] * channels}
     return {"name": info.name, "size": list(known.size), "batch": batch or 1, "dynamic": free, **plain, "fit": fit}

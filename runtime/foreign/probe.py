@@ -49,6 +49,11 @@ class Probe:
         finally:
             session.limit_time(own)
         for each in session.outputs:
+            if not isinstance(found[each.name], np.ndarray):
+                raise BackendError(
+                    f"the output {each.name!r} of the network is no tensor ({each.dtype}): export it without "
+                    "ZipMap, or without the sequence"
+                )
             if each.shape and not shape_matches(each.shape, found[each.name].shape):
                 raise BackendError(
                     f"the network declares its output {each.name!r} as {each}, but gave {found[each.name].shape} for "

@@ -67,6 +67,13 @@ def test_the_report_as_json(images: Path, tmp_path: Path, capsys: pytest.Capture
     assert Path(report["path"]).name == "m.fp16.onnx"
 
 
+def test_the_help_says_that_a_precision_has_to_be_given() -> None:
+    help_of = {name: " ".join(Command(name).format_help().split()) for name in ("quantize", "export")}
+    assert "(no default: it has to be given)" in help_of["quantize"]
+    assert "stay in fp32 (default fp32)" in help_of["export"]
+    assert "(default fp32)" not in help_of["quantize"]
+
+
 def test_every_way_to_prepare_images_has_an_option() -> None:
     args = Command("quantize").parse_args(
         ["m.onnx", "--img", "32", "64", "--colour", "rgb", "--scale", "1", "--mean", "1", "--std", "2", "--fit", "crop"]

@@ -87,8 +87,9 @@ class WayBack(OnnxInTorchSession, Generic[K]):
             del values  # and what was kept for the way back with them
             segments.append(_Segment(segments[-1].stop, len(self._nodes), entering, dict(self._changes)))
             values = self._forwards(segments[-1], KEPT)
-        found = error({name: values[name] for name in self._output_names})
-        del values
+        outputs = {name: values[name] if name in values else self._weights[name] for name in self._output_names}
+        found = error(outputs)
+        del values, outputs
         self.error += float(found.detach())
         if not found.requires_grad or not bool(found.isfinite()):
             return

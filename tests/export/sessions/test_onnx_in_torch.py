@@ -246,6 +246,17 @@ def test_operators_are_those_of_onnxs_reference(node: onnx.NodeProto, more: dict
     np.testing.assert_allclose(run(model, given=x), expected, rtol=1e-5 if kind is np.float32 else 2e-3, atol=2e-3)
 
 
+def test_a_further_output_is_computed_though_torchs_operator_has_none() -> None:
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["best", "places"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("MaxUnpool", ["best", "places"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
+    ]
+    x = np.random.default_rng(0).random((1, 2, 4, 6)).astype(np.float32)
+    blocks = x.reshape(1, 2, 2, 2, 3, 2)
+    expected = np.where(blocks == blocks.max((3, 5), keepdims=True), blocks, 0).reshape(x.shape)
+    np.testing.assert_array_equal(run(graph(nodes, {"x": x.shape}, "y"), x=x), expected)
+
+
 def test_what_it_cannot_run_is_said(tmp_path: Path) -> None:
     loop = helper.make_node("NmsKpt", ["x"], ["y"], domain="deploykit", name="the node")
     with pytest.raises(BackendError, match=r"the node.*deploykit::NmsKpt"):

@@ -337,6 +337,19 @@ def test_a_network_without_outputs_is_described_and_refused(tmp_path: Path) -> N
         draft_of(tmp_path / "m.onnx").spec("m.onnx")
 
 
+def test_an_output_that_is_no_tensor_is_named(tmp_path: Path) -> None:
+    model = onnx.load(str(write_constant(tmp_path / "m.onnx", {"out": np.zeros((1, 7, 9), np.float32)})))
+    model.graph.node.append(helper.make_node("SplitToSequence", ["out"], ["parts"]))
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, None))
+    model.graph.output.append(helper.make_value_info("parts", kind))
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    with (
+        open_session(tmp_path / "m.onnx") as session,
+        pytest.raises(BackendError, match=r"'parts' of the network is no tensor \(seq\(tensor\(float\)\)\)"),
+    ):
+        draft_spec(session, "m.onnx")
+
+
 def test_outputs_of_other_shapes_than_are_declared_are_refused(tmp_path: Path) -> None:
     """Of a shape that is computed ONNX Runtime only learns when it runs."""
     model = onnx.load(write_constant(tmp_path / "m.onnx", {"output": chosen()}, {}))
