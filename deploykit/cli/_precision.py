@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ANY = "precision (docs/precision.md)"
 QUANTISED = "precision int8 and fp8"
+OF_GRAPH = "of weights and activations in the graph; layers that lose too much stay in fp32"
+NO_DEFAULT = " (no default: it has to be given)"
 
 
 def _choice_or_names(words: list[str]) -> str | tuple[str, ...]:
@@ -34,8 +36,7 @@ def precision_flags(*, needed: bool = False) -> Flags[PrecisionOptions]:
                 Flag(
                     "--precision",
                     "precision",
-                    "of weights and activations in the graph; layers that lose too much stay in fp32"
-                    + " (no default: it has to be given)" * needed,
+                    OF_GRAPH + NO_DEFAULT * needed,
                     choices=get_args(Precision),
                 ),
                 Flag(

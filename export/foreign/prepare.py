@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -99,6 +100,8 @@ def prepared_graph(file: Path, precision: Precision) -> Prepared:
         done.append(f"{folded} batch norm{'s' * (folded > 1)} folded")
     if removed := before - folded - sum(1 for _ in graph.graph):
         done.append(f"{removed} node{'s' * (removed > 1)} of constants folded")
+    if guards := _unguard_softmax(graph):
+        done.append(f"{guards} softmax{'es' * (guards > 1)} without a guard against NaN")
     _name_nodes(graph)
     _check_weights(graph, file)
     graph.ir_version = max(graph.ir_version or 0, lowest_ir_version(graph))  # before 4, inputs have to list weights
@@ -182,6 +185,57 @@ def _fold_constants(graph: ir.Model) -> None:
     else:
         passes.simplify(graph)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+
+
+def _unguard_softmax(graph: ir.Model) -> int:
+    """Take away what replaces NaN after a softmax whose mask, if it has one, is a constant without an infinity.
+
+    torch's exporter guards every attention so, for rows of which a mask hides all. Without such a row it changes
+    nothing, and runtimes do not know an attention with a guard in its middle.
+
+    Returns:
+        How many were taken away.
+    """
+    found = [node for node in graph.graph if _guards_in_vain(node)]
+    for node in found:
+        kept, test = node.inputs[2], node.inputs[0]
+        assert kept is not None and test is not None  # noqa: PT018  # it would not guard
+        for user, place in list(node.outputs[0].uses()):
+            user.replace_input_with(place, kept)
+        graph.graph.remove(node, safe=True)
+        if (tester := test.producer()) is not None and not test.uses():
+            graph.graph.remove(tester, safe=True)
+    return len(found)
+
+
+def _guards_in_vain(node: ir.Node) -> bool:
+    if node.op_type != "Where" or node.domain or node.outputs[0].is_graph_output() or None in node.inputs:
+        return False
+    test, other, value = node.inputs
+    assert test is not None and other is not None and value is not None  # noqa: PT018
+    tester, softmax = test.producer(), value.producer()
+    zero = other.const_value is not None and not other.const_value.numpy().any()
+    return (
+        zero
+        and tester is not None
+        and (tester.op_type, tester.inputs[0]) == ("IsNaN", value)
+        and softmax is not None
+        and softmax.op_type == "Softmax"
+        and _is_finite(softmax.inputs[0])
+    )
+
+
+def _is_finite(logits: ir.Value | None) -> bool:
+    """Whether logits are a product of matrices, to which only finite constants are added or multiplied."""
+    maker = None if logits is None else logits.producer()
+    if maker is None or maker.domain or maker.op_type not in ("Add", "Mul", "MatMul"):
+        return False
+    if maker.op_type == "MatMul":
+        return True
+    stored = [value for value in maker.inputs if value is not None and value.const_value is not None]
+    varying = [value for value in maker.inputs if value not in stored]
+    finite = all(np.isfinite(value.const_value.numpy()).all() for value in stored if value.const_value is not None)
+    return finite and len(varying) == 1 and _is_finite(varying[0])
 
 
 def _name_nodes(graph: ir.Model) -> None:

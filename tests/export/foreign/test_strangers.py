@@ -231,3 +231,45 @@ def test_a_height_may_be_fixed_and_a_width_free(images: Path, tmp_path: Path) ->
     report = converted(file, "fp16", images)
     assert (report.spec.input.size, report.spec.input.dynamic) == ((SIDE, 640), "none")
     assert onnxruntime.InferenceSession(report.path).get_inputs()[0].shape == [1, 3, SIDE, "width"]
+
+
+def guarded(file: Path, mask: float) -> Path:
+    """An attention of four rows by torch's exporter since 2.9, which sets a row to 0 of which the mask hides all."""
+    nodes = [
+        *STEM,
+        node("Reshape", ["f", "rows"], ["q"]),
+        node("Transpose", ["q"], ["turned"], perm=[0, 2, 1]),
+        node("Mul", ["turned", "small"], ["k"]),
+        node("MatMul", ["q", "k"], ["logits"]),
+        node("Add", ["logits", "mask"], ["masked"]),
+        node("Softmax", ["masked"], ["p"], axis=-1),
+        node("IsNaN", ["p"], ["lost"]),
+        node("Where", ["lost", "zero", "p"], ["kept"]),
+        node("MatMul", ["kept", "q"], ["mixed"]),
+        node("Reshape", ["mixed", "row"], ["flat"]),
+        node("MatMul", ["flat", "last"], ["y"]),
+    ]
+    hidden = np.zeros((8, 8), np.float32)
+    hidden[2] = mask
+    more = {
+        "rows": np.array([1, 8, 49]),
+        "row": np.array([1, 8 * 49]),
+        "mask": hidden,
+        "zero": np.array(0, np.float32),
+        "small": np.array(0.01, np.float32),
+        "last": np.random.default_rng(1).normal(0, 0.1, (8 * 49, 4)).astype(np.float32),
+    }
+    return written(file, nodes, weights() | more)
+
+
+@pytest.mark.parametrize(("mask", "there"), [(-4.0, False), (-np.inf, True)])
+def test_a_guard_of_a_softmax_that_cannot_be_nan_is_taken_away(
+    mask: float, there: bool, images: Path, tmp_path: Path
+) -> None:
+    """Then int8 knows the attention, whose products are fp16; a row that is hidden whole keeps its guard, and its 0."""
+    file = guarded(tmp_path / "m.onnx", mask)
+    report = converted(file, "int8", images)
+    assert ("IsNaN" in {each.op_type for each in onnx.load(str(report.path)).graph.node}) == there
+    assert (report.precision.computes.get("fp16", 0) == 2) == (not there)
+    (before,), (after,) = values(file), values(report.path)
+    np.testing.assert_allclose(after, before, atol=0.1 * np.abs(before).max())
