@@ -20,6 +20,7 @@ import torch
 from interleaved import interleaved
 from measured import Row, Table, medians, show
 from pre_post import COCO, FULL_HD, POSE, _image, _rows
+from yolo_nms import yolo_nms
 
 from deploykit.export.plugins_check import expected_outputs
 from deploykit.runtime.cuda import open_gpu
@@ -112,28 +113,15 @@ def _nms_variants(library: CudaLibrary, rows: np.ndarray, layout: RawDetections)
         OURS: lambda: by("auto"),
         "ours, a block an image": lambda: by("blocks"),
         "ours, spread": lambda: by("spread"),
-        "YOLO's, torch": lambda: [_yolo_nms(image, layout) for image in there],
+        "YOLO's, torch": lambda: [yolo_nms(image, layout, THRESHOLDS, _suppressed) for image in there],
     }
 
 
-def _yolo_nms(rows: torch.Tensor, layout: RawDetections) -> torch.Tensor:
-    """The rows that stay: ``(n, 6 + keypoint columns)``, by the YOLO projects' algorithm with torchvision's kernel."""
+def _suppressed(boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     from torchvision.ops import nms
 
-    assert layout.obj is not None
-    rows = rows[rows[:, layout.obj[0]] > THRESHOLDS.conf]
-    scores, labels = (rows[:, slice(*layout.cls)] * rows[:, slice(*layout.obj)]).max(1)
-    keep = scores > THRESHOLDS.conf
-    rows, scores, labels = rows[keep], scores[keep], labels[keep]
-    centre, half = rows[:, :2], rows[:, 2:4] / 2
-    boxes = torch.cat((centre - half, centre + half), 1)
-    order = scores.argsort(descending=True)[: THRESHOLDS.pre_nms_topk]
-    moved = boxes[order] + labels[order, None].float() * 4096
-    kept = order[nms(moved, scores[order], THRESHOLDS.iou)[: THRESHOLDS.max_det]]
-    parts = [boxes[kept], scores[kept, None], labels[kept, None].float()]
-    if layout.keypoints:
-        parts.append(rows[kept, slice(*layout.keypoints)])
-    return torch.cat(parts, 1)
+    kept: torch.Tensor = nms(boxes, scores, THRESHOLDS.iou)
+    return kept
 
 
 def _letterbox_variants(library: CudaLibrary) -> dict[str, Callable[[], object]]:

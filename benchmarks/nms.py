@@ -36,6 +36,7 @@ from interleaved import interleaved
 from measured import Row, Table, medians, show
 from pre_post import COCO, POSE, _rows
 from selection import exported
+from yolo_nms import yolo_nms
 
 from deploykit.export.nms.graph import candidates_for
 from deploykit.export.nms.plan import NmsPlan
@@ -90,7 +91,7 @@ def _variants(rows: Array, layout: RawDetections) -> dict[str, Callable[[], obje
     if cpu_library() is not None:
         variants["ours, native"] = lambda: nms(rows, layout, THRESHOLDS)
     tensor = torch.from_numpy(rows)
-    variants[YOLO] = lambda: _yolo_nms(tensor, layout)
+    variants[YOLO] = lambda: yolo_nms(tensor, layout, THRESHOLDS, _greedy)
     variants["cv2.dnn"] = lambda: _opencv_nms(rows, layout)
     variants.update(_in_graph(rows, layout))
     return variants
@@ -130,25 +131,7 @@ def _decision(mode: NmsMode, count: int, layout: RawDetections, points: int) -> 
     return bytes(ir.to_proto(model).SerializeToString())
 
 
-def _yolo_nms(rows: torch.Tensor, layout: RawDetections) -> torch.Tensor:
-    """The rows that stay: ``(n, 6 + keypoint columns)``."""
-    assert layout.obj is not None
-    rows = rows[rows[:, layout.obj[0]] > THRESHOLDS.conf]
-    scores, labels = (rows[:, slice(*layout.cls)] * rows[:, slice(*layout.obj)]).max(1)
-    keep = scores > THRESHOLDS.conf
-    rows, scores, labels = rows[keep], scores[keep], labels[keep]
-    centre, half = rows[:, :2], rows[:, 2:4] / 2
-    boxes = torch.cat((centre - half, centre + half), 1)
-    order = scores.argsort(descending=True)[: THRESHOLDS.pre_nms_topk]
-    moved = boxes[order] + labels[order, None].float() * 4096
-    kept = order[_greedy(moved)[: THRESHOLDS.max_det]]
-    parts = [boxes[kept], scores[kept, None], labels[kept, None].float()]
-    if layout.keypoints:
-        parts.append(rows[kept, slice(*layout.keypoints)])
-    return torch.cat(parts, 1)
-
-
-def _greedy(boxes: torch.Tensor) -> torch.Tensor:
+def _greedy(boxes: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     """Positions that stay, of boxes sorted by score: one matrix of overlaps, then row by row."""
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     corner = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
