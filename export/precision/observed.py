@@ -119,8 +119,7 @@ def network_of(graph: ir.Model, varying: Collection[str] = ()) -> ObservedGraph 
 
     PyTorch computes graphs with fp8, which ONNX Runtime lacks, and with halves, which it would not round.
     """
-    in_torch = _has(NARROW, graph) or _is_large(graph)
-    return OnnxInTorchSession(graph) if in_torch else ObservedGraph(graph, varying=varying)
+    return OnnxInTorchSession(graph) if _has(NARROW, graph) else ObservedGraph(graph, varying=varying)
 
 
 def scales_of(graph: ir.Model) -> list[str]:
