@@ -45,6 +45,9 @@ QUANTIZED = {
 }
 """Operators of a graph that is quantized, beside those whose names begin with ``QLinear``."""
 
+RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+"""Operators whose values are others in each run."""
+
 BATCH_NORM_RULES = (
     rules.fuse_batchnorm_into_conv_rule,
     rules.fuse_batchnorm_into_conv_transpose_rule,
@@ -85,6 +88,7 @@ def prepared_graph(file: Path, precision: Precision) -> Prepared:
             ) from e
         raise ArtefactError(f"{file} is not a whole ONNX file: {str(e).splitlines()[0]}") from e
     _check_not_quantized(graph, file)
+    _check_not_random(graph, file)
     done = []
     if graph.functions:
         common.InlinePass()(graph)
@@ -130,6 +134,23 @@ def _check_not_quantized(graph: ir.Model, file: Path) -> None:
                 f"{file} is quantized already (node {node.name or node.op_type!r}, {node.op_type}): give the fp32 file "
                 "that it was made from"
             )
+
+
+def _check_not_random(graph: ir.Model, file: Path) -> None:
+    """Refuse a graph with which nothing can be compared, because it gives other values in each run."""
+    for node in graph.graph.all_nodes():
+        if not node.domain and (node.op_type in RANDOM or _drops_out(node)):
+            raise ExportError(
+                f"{file} gives other values in each run (node {node.name or node.op_type!r}, {node.op_type}): export "
+                "the model in its evaluation mode, as model.eval() in PyTorch sets it"
+            )
+
+
+def _drops_out(node: ir.Node) -> bool:
+    """Whether a node is a Dropout in training mode."""
+    mode = node.inputs[2] if node.op_type == "Dropout" and len(node.inputs) > 2 else None
+    training = None if mode is None else ir.convenience.get_const_tensor(mode)
+    return training is not None and bool(training.numpy().all())
 
 
 def _check_weights(graph: ir.Model, file: Path) -> None:

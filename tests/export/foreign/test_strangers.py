@@ -212,6 +212,21 @@ def test_an_operator_that_onnx_has_not_is_named(images: Path, tmp_path: Path) ->
         converted(file, "fp16", images)
 
 
+TRAINING = node("Constant", [], ["on"], value=numpy_helper.from_array(np.array(True)))
+DROPS = [
+    [node("RandomUniformLike", ["f"], ["noise"], name="drop"), node("Add", ["f", "noise"], ["y"])],
+    [TRAINING, node("Dropout", ["f", "", "on"], ["y"], name="drop")],
+]
+
+
+@pytest.mark.parametrize("drop", DROPS, ids=["paths", "values"])
+def test_a_network_in_training_mode_is_refused(drop: list[Any], images: Path, tmp_path: Path) -> None:
+    """It drops others in each run, so nothing could be compared."""
+    file = written(tmp_path / "m.onnx", [*STEM, *drop], weights())
+    with pytest.raises(ExportError, match=r"other values in each run \(node 'drop', .*eval"):
+        converted(file, "fp16", images)
+
+
 def test_values_that_are_no_tensors_are_named(images: Path, tmp_path: Path) -> None:
     file = written(tmp_path / "m.onnx", STEM, weights())
     model = onnx.load(str(file))
