@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.models.families.vit import VisionTransformer
+from deploykit.models.families.vitdet.model import PlainBackbone
 from deploykit.models.layers.attention import Mlp
 
 READERS = ("attn.qkv", "attn.q", "attn.k", "attn.v", "mlp.fc1", "mlp.conv1.0")
@@ -61,8 +62,9 @@ def add_outliers(network: nn.Module, outliers: Outliers | None = None, seed: int
                 for block, sign in ((blocks[0], 1.0), (blocks[-1], -1.0)):
                     writer = next(filter(partial(_has, block), WRITERS))
                     _parameter(block, f"{writer}.bias")[rest] += sign * outliers.stream
-        if isinstance(network, VisionTransformer) and outliers.massive:
-            _add_massive(network, chosen, outliers)
+        for part in network.modules():
+            if isinstance(part, (VisionTransformer, PlainBackbone)) and outliers.massive:
+                _add_massive(part, chosen, outliers)
     return network
 
 
@@ -92,15 +94,21 @@ def _has(block: nn.Module, name: str) -> bool:
     return True
 
 
-def _add_massive(network: VisionTransformer, chosen: Tensor, outliers: Outliers) -> None:
-    """One neuron of the second block fires at the class token alone, and one of the last block undoes it."""
-    direction = network.cls_token[0, 0] + network.pos_embed[0, 0]
+def _add_massive(network: VisionTransformer | PlainBackbone, chosen: Tensor, outliers: Outliers) -> None:
+    """One neuron of the second block fires at one token alone, and one of the last block undoes it.
+
+    That is the class token; a ViTDet has none, so there it is the first cell of the map, with its neighbours.
+    """
+    if isinstance(network, VisionTransformer):
+        direction = network.cls_token[0, 0] + network.pos_embed[0, 0]
+    else:
+        direction = network.pos_embed[0, 1].clone()
     direction[chosen] = 0.0  # so that the outliers themselves do not make it fire
     direction = (direction - direction.mean()) / direction.norm()
     massive = chosen[outliers.channels :]
     row = 20 * len(direction) ** -0.5 * direction  # about 10 at that token, and 0 +- 0.7 at others of 768 channels
     for number, sign in ((min(1, len(network.blocks) - 1), 1.0), (len(network.blocks) - 1, -1.0)):
-        mlp = network.blocks[number].mlp
+        mlp = network.blocks[number].get_submodule("mlp")
         assert isinstance(mlp, Mlp)
         mlp.fc1.weight[0], mlp.fc1.bias[0] = row, -3.0
         mlp.fc2.weight[:, 0] = 0.0

@@ -28,6 +28,7 @@ from deploykit.export.precision.search.half_parts import by_groups, error_in_hal
 from deploykit.export.precision.search.journal import Journal, digest_of_file
 from deploykit.export.precision.search.kept import KeptLayer
 from deploykit.export.precision.search.minimal import smallest_set
+from deploykit.export.precision.search.undecided import undecided
 from deploykit.export.precision.sensitivity import outputs_of
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.parity.expected import ParityInputs
@@ -93,7 +94,8 @@ class HalfSearch:
 
     ``candidates``: how many nodes could stay; ``trials``: how many graphs were converted and run for it, ``recalled``
     of which an earlier search had run. ``ranked_by``: ``derivatives``, or ``groups`` where none reaches all nodes.
-    ``error``: of the outputs with none of them in fp32, by :meth:`deploykit.export.outputs.ExportAdapter.error`.
+    ``error``: of the outputs with none of them in fp32, by :meth:`deploykit.export.outputs.ExportAdapter.error`; of a
+    detector in two stages of all that its layers give.
     ``failed``: what was beyond the tolerance.
     """
 
@@ -364,13 +366,17 @@ class _Search:
         images = [
             self.job.inputs.images[label].repeat(slots if isinstance(slots, int) else 1, 0) for label in self._labels()
         ]
-        exact = outputs_of(rows, images)
+        if self.job.spec.output.two_stages:
+            rows, exact, further = undecided(rows, half, lambda graph: outputs_of(graph, images))
+        else:
+            exact, further = outputs_of(rows, images), []
         adapter = export_adapter_of(self.job.spec)
 
         def error(number: int, found: Mapping[str, Tensor]) -> Tensor:
             return adapter.error(exact[number], found)
 
-        whole, parts, stopped = half_parts(rows, half, kind, images, error)
+        how = (kind, images, error, further)
+        whole, parts, stopped = half_parts(rows, half, *how)
         order, by = order_of(parts), "derivatives"
         shares = dict.fromkeys(half, 0.0)
         for part in parts:
@@ -379,9 +385,7 @@ class _Search:
         rest = [name for name in half if name not in set(order)]
         if rest and (stopped or not order):
             by = "groups" if not order else "derivatives and groups"
-            rest = by_groups(
-                rest, lambda kept: error_in_half(rows, [n for n in half if n not in kept], kind, images, error)
-            )
+            rest = by_groups(rest, lambda kept: error_in_half(rows, [n for n in half if n not in kept], *how))
         else:
             rest.reverse()  # what is near the outputs first
         return {"order": [*order, *rest], "by": by, "error": whole, "shares": shares}

@@ -44,7 +44,12 @@ class Part:
 
 
 def half_parts(
-    graph: ir.Model, half: Collection[str], kind: Literal["fp16", "bf16"], images: Sequence[Array], error: Error
+    graph: ir.Model,
+    half: Collection[str],
+    kind: Literal["fp16", "bf16"],
+    images: Sequence[Array],
+    error: Error,
+    further: Sequence[Mapping[str, Tensor]] = (),
 ) -> tuple[float, list[Part], set[str]]:
     """Return the error, its parts and the operators that no derivative passes; the first two are means over images.
 
@@ -54,10 +59,12 @@ def half_parts(
         kind: the type.
         images: inputs ``(B, C, H, W)``.
         error: returns the error of the outputs for the image of this number, with its derivative.
+        further: the graph's further inputs for each image.
     """
     with _InHalf(graph, half, kind) as session, session.in_one_thread():
         for number, image in enumerate(images):
-            session.add(image, lambda found, number=number: error(number, found))  # type: ignore[misc]  # bound
+            more = further[number] if further else {}
+            session.add(image, lambda found, number=number: error(number, found), more)  # type: ignore[misc]  # bound
         nodes = {str(node.name): node for node in graph.graph}
         parts = [
             Part(size / len(images), frozenset(_needed(tensor, nodes[node], half)))
@@ -67,12 +74,18 @@ def half_parts(
 
 
 def error_in_half(
-    graph: ir.Model, half: Collection[str], kind: Literal["fp16", "bf16"], images: Sequence[Array], error: Error
+    graph: ir.Model,
+    half: Collection[str],
+    kind: Literal["fp16", "bf16"],
+    images: Sequence[Array],
+    error: Error,
+    further: Sequence[Mapping[str, Tensor]] = (),
 ) -> float:
     """Return the mean error over images with these nodes in half; arguments as in :func:`half_parts`."""
     with _InHalf(graph, half, kind) as session, session.in_one_thread(), torch.no_grad():
-        (info,) = session.inputs
-        found = (session.forward({info.name: torch.from_numpy(image)}) for image in images)
+        feeds: list[dict[str, Tensor]] = [{session.inputs[0].name: torch.from_numpy(image)} for image in images]
+        more = further or [{}] * len(images)
+        found = (session.forward({**one, **each}) for one, each in zip(feeds, more, strict=True))
         return sum(float(error(number, each)) for number, each in enumerate(found)) / len(images)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import onnx_ir as ir
@@ -77,10 +78,16 @@ class WayBack(OnnxInTorchSession, Generic[K]):
         self._changes: dict[str, Tensor] = {}  # rounded tensor -> what its rounding changed
         self._kept = 0  # bytes for the way back through this segment
 
-    def add(self, image: Array, error: Callable[[Mapping[str, Tensor]], Tensor]) -> None:
-        """Add each layer's part on one image."""
-        (info,) = self.inputs
-        segments = [_Segment(0, len(self._nodes), {info.name: torch.from_numpy(image).requires_grad_()}, {})]
+    def add(
+        self,
+        image: Array,
+        error: Callable[[Mapping[str, Tensor]], Tensor],
+        further: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        """Add each layer's part on one image, which is the graph's first input; ``further`` are the others."""
+        entering = {self.inputs[0].name: torch.from_numpy(image), **further}
+        leaves = {name: value.detach().requires_grad_() for name, value in entering.items()}
+        segments = [_Segment(0, len(self._nodes), leaves, {})]
         values = self._forwards(segments[0], KEPT)
         while segments[-1].stop < len(self._nodes):
             entering = {name: x.detach().requires_grad_(x.requires_grad) for name, x in values.items()}
