@@ -9,8 +9,8 @@ Rounding. The transforms multiply by at most 100 and 361 in sum, and a result of
 1.1e-16 each. So its error is at most 4e-12 (C + 80) times C times the largest product of a value and a weight, which is
 under 4e-6 of the same bound for a convolution in float32. Measured are 1e-14 to 4e-14 of the largest result.
 
-Weights may be float32. They are widened, which is exact, when they are needed: a network's weights in float64 would
-take twice their memory for the whole run.
+Weights may be float32, those of linear layers too. They are widened, which is exact, when they are needed: a network's
+weights in float64 would take twice their memory for the whole run.
 """
 
 from __future__ import annotations
@@ -74,9 +74,11 @@ class ExactConvolutions(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Collection[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is not torch.conv2d:
-            return func(*args, **(kwargs or {}))
-        return _convolve(*args, **(kwargs or {}))
+        if func is torch.conv2d:
+            return _convolve(*args, **(kwargs or {}))
+        if func is functional.linear:
+            return _linear(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def _convolve(
@@ -104,6 +106,13 @@ def _convolve(
             if kernel != (1, 1):
                 return convolve_in_bands(input, weight, bias, (down, across), (rows, columns))
     return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.linear``, by its arguments."""
+    if input.dtype != torch.float64:
+        raise NarrowedError(f"a linear layer of an exact computation got {input.dtype}")
+    return functional.linear(input, weight.double(), None if bias is None else bias.double())
 
 
 def _pair(value: Any) -> tuple[int, ...]:
@@ -173,10 +182,12 @@ def convolve_in_bands(
 def widened(module: nn.Module, *, whole: bool = False) -> nn.Module:
     """Return a copy of a float32 module that computes in float64 under :class:`ExactConvolutions`.
 
-    The weights of plain convolutions stay as they are, and are shared with the original; ``whole`` widens them too.
+    The weights of plain convolutions and linear layers stay as they are, and are shared with the original; ``whole``
+    widens them too.
     """
-    convolutions = [m.weight for m in module.modules() if type(m) is nn.Conv2d and m.weight.dtype == torch.float32]
-    kept = {} if whole else {id(weight): weight for weight in convolutions}
+    layers = [m for m in module.modules() if type(m) in (nn.Conv2d, nn.Linear)]
+    weights = [m.weight for m in layers if isinstance(m.weight, Tensor) and m.weight.dtype == torch.float32]
+    kept = {} if whole else {id(weight): weight for weight in weights}
     new = copy.deepcopy(module, dict(kept))
     for tensor in (*new.parameters(), *new.buffers()):
         if tensor.is_floating_point() and id(tensor) not in kept:

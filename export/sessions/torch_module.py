@@ -87,7 +87,7 @@ class TorchSession(Session):
         try:
             with ExactConvolutions():
                 return wide(image)
-        except NarrowedError:  # the network reads the type of a convolution's weights
+        except (NarrowedError, RuntimeError):  # the network reads a layer's weights itself, or their type
             self._wide = wide = widened(cast(nn.Module, self._module), whole=True)
             with ExactConvolutions():
                 return wide(image)

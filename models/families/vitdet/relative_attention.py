@@ -75,9 +75,19 @@ class RelativeAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.split(x)
-        down, along = self.positions(q, *x.shape[1:3])
-        bias = (down[..., :, None] + along[..., None, :]).flatten(-2)
-        return self.joined(attend(q * self.scale, k, v, bias), x)
+        each = zip(*self.in_parts(q, *self.positions(q, *x.shape[1:3])), strict=True)
+        values = [
+            attend(some * self.scale, k, v, (down[..., :, None] + along[..., None, :]).flatten(-2))
+            for some, down, along in each
+        ]
+        return self.joined(torch.cat(values, 2), x)
+
+    def in_parts(self, *of_queries: Tensor) -> list[tuple[Tensor, ...]]:
+        """Tensors ``(B, heads, N, ...)`` in parts of queries, all of one size: :data:`LOGITS`."""
+        count = of_queries[0].shape[2]
+        parts = math.ceil(self.heads * count**2 / LOGITS)
+        parts = next(n for n in range(parts, count + 1) if count % n == 0)
+        return [values.chunk(parts, 2) for values in of_queries]
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, ``(B, heads, H * W, d)``."""
@@ -145,9 +155,7 @@ class FoldedRelativeAttention(RelativeAttention):
         q = functional.pad(torch.cat((q, down, along), 3), (0, more - height - width))
         k = functional.pad(k, (0, more)) + self.places(k, height, width, more)
         v = functional.pad(v, (0, more))
-        parts = math.ceil(self.heads * (height * width) ** 2 / LOGITS)
-        parts = next(n for n in range(parts, height * width + 1) if height * width % n == 0)  # of one size
-        values = torch.cat([attend(part, k, v) for part in q.chunk(parts, 2)], 2)
+        values = torch.cat([attend(part, k, v) for part in self.in_parts(q)[0]], 2)
         return self.joined(values[..., : v.shape[3] - more], x)
 
     @staticmethod

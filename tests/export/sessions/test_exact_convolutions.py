@@ -118,28 +118,51 @@ class Follower(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.first, self.norm, self.last = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(8, 5)
 
     def forward(self, images: Tensor) -> Tensor:
-        out: Tensor = self.norm(self.first(images.to(self.first.weight.dtype)))
+        out: Tensor = self.last(self.norm(self.first(images.to(self.first.weight.dtype))))
         return out
+
+
+class Reader(Follower):
+    """A network that multiplies by a linear layer's weights itself."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.first(images)) @ self.last.weight.t() + self.last.bias
+        return out
+
+
+@settings(deadline=None, max_examples=20)
+@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3), out=st.integers(1, 9), bias=st.booleans())
+def test_a_linear_layer_is_exact_with_float32_weights(sizes: list[int], out: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer, values = nn.Linear(sizes[-1], out, bias=bias), random(3, *sizes)
+    new = widened(layer)
+    with torch.inference_mode(), ExactConvolutions():
+        assert torch.equal(new(values), functional.linear(values, layer.weight.double(), getattr(new, "bias", None)))
+        with pytest.raises(NarrowedError, match="linear layer"):
+            new(values.float())
 
 
 def test_plain_convolutions_share_their_weights_and_all_else_is_wide() -> None:
     network = Follower().eval()
     new = widened(network)
     types = {name: p.dtype for name, p in new.named_parameters()}
-    assert types.pop("first.weight") == torch.float32
+    assert {types.pop("first.weight"), types.pop("last.weight")} == {torch.float32}
     assert set(types.values()) == {torch.float64}
     assert new.get_parameter("first.weight") is network.first.weight
     assert {p.dtype for p in widened(network, whole=True).parameters()} == {torch.float64}
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
-def test_a_network_that_narrows_its_values_is_noticed_and_then_widened_whole() -> None:
+@pytest.mark.parametrize(("kind", "error"), [(Follower, NarrowedError), (Reader, RuntimeError)])
+def test_a_network_that_reads_its_weights_is_noticed_and_then_widened_whole(
+    kind: type[Follower], error: type[Exception]
+) -> None:
     model = model_of("few")
-    follower = Follower().eval()
-    with pytest.raises(NarrowedError, match=r"got torch\.float32"), ExactConvolutions():
+    follower = kind().eval()
+    with pytest.raises(error, match=r"got torch\.float32|same dtype"), ExactConvolutions():
         widened(follower)(random(0, 1, 3, 8, 8))
     session = TorchSession(follower, spec_of_module(model), exact=True)
     image = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)

@@ -148,6 +148,7 @@ def test_queries_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     assert (folded(x) - whole).abs().max() < 1e-6
     assert calls == [6] * 6  # 2 * 36 * 36 logits, at most 500 at once
     assert (folded(x) - attention(x)).abs().max() < 1e-5
+    assert calls == [6] * 18  # of three runs
     assert torch.equal(fuse_model(folded)(x), folded(x))  # folding again changes nothing
 
 
