@@ -24,7 +24,7 @@ from deploykit.errors import DeployError, ExportError, ParityError, UsageError, 
 from deploykit.export.junit import Case, junit_xml
 from deploykit.export.nms.graph import CONF, IOU
 from deploykit.export.parity.compare import Given, Pair, check_expected, prepared
-from deploykit.export.parity.nms import check_detections
+from deploykit.export.parity.nms import check_detections, opened_detections
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.precision.read_back import check_precision, precisions_of
@@ -297,10 +297,11 @@ def _compared(file: Path, pair: Pair, progress: Progress) -> ParityReport:
     stored = spec.output.nms_inside and file.suffix.lower() == ".onnx" and not expected.layout.nms_inside
     if stored and {CONF, IOU} <= _stored_names(file):
         thresholds = {CONF: np.zeros(1, np.float32), IOU: np.ones(1, np.float32)}
-        with ort.open_session(file, provider="cpu", overrides=thresholds) as opened:
-            return check_detections(
-                expected, pair.name, pair.candidate, spec, pair.tolerance, opened=opened, progress=progress
-            )
+        with ort.open_session(file, provider="cpu", overrides=thresholds) as session:
+            opened = opened_detections(expected, pair.name, session, spec, progress)
+        return check_detections(
+            expected, pair.name, pair.candidate, spec, pair.tolerance, opened=opened, progress=progress
+        )
     return check_expected(expected, pair.name, pair.candidate, spec, pair.tolerance, progress)
 
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.parity.compare import check_expected
-from deploykit.export.parity.nms import check_detections
+from deploykit.export.parity.nms import check_detections, opened_detections
 from deploykit.export.parity.onnx_file import check_file, reference_of_file
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.sessions.torch_module import TorchSession
@@ -157,7 +157,8 @@ def torch_float32(expected: ReferenceOutputs, module: nn.Module, spec: ModelSpec
     """
     session, name = TorchSession(module, spec), "PyTorch float32"
     if spec.output.thresholds_inside:
-        opened = TorchSession(with_thresholds(module, replace(spec.thresholds, conf=0.0)), spec)
+        every = TorchSession(with_thresholds(module, replace(spec.thresholds, conf=0.0)), spec)
+        opened = opened_detections(expected, name, every, spec)
         return check_detections(expected, name, session, spec, Tolerance(), opened=opened)
     return check_expected(expected, name, session, spec, Tolerance())
 

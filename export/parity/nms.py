@@ -8,7 +8,7 @@ their scores are, and those are compared with the reference's by the tolerance o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,10 @@ from deploykit.runtime.postprocess.rotated_nms import rotated_rows
 from deploykit.runtime.session import Session, input_arrays
 from deploykit.spec import ModelSpec, RawDetections, Thresholds
 
-__all__ = ["check_detections", "detections_as_rows"]
+__all__ = ["Opened", "check_detections", "detections_as_rows", "opened_detections"]
+
+Opened = Mapping[str, list[NetworkDetections]]
+"""Detections of any score by batch."""
 
 ROWS = 100  # best rows of each image, with open thresholds
 
@@ -48,7 +51,7 @@ def check_detections(
     spec: ModelSpec,
     tolerance: Tolerance | None = None,
     *,
-    opened: Session | None = None,
+    opened: Opened | None = None,
     progress: Progress = SILENT,
 ) -> ParityReport:
     """Compare the detections of ``candidate`` with those in the rows of the references.
@@ -59,7 +62,7 @@ def check_detections(
         candidate: a network with NMS inside, whose outputs are those of ``spec.output``.
         spec: the spec of the candidate.
         tolerance: None takes that of the reference values.
-        opened: the same network with a confidence of 0 and an IoU of 1.
+        opened: what :func:`opened_detections` returns for the same network.
         progress: receives the batch that is being compared.
 
     Raises:
@@ -74,9 +77,7 @@ def check_detections(
     for batch in expected.feeds.batches:
         progress.step(f"{name} on {batch.name}")
         detections = _run(candidate, batch, expected, spec, spec.thresholds)
-        best = None
-        if opened is not None:
-            best = _run(opened, batch, expected, spec, replace(spec.thresholds, conf=0.0, iou=1.0))
+        best = None if opened is None else opened[batch.name]
         for reference, by_label in expected.rows.items():
             if not all(label in by_label for label in batch.images):
                 continue
@@ -104,6 +105,23 @@ def check_detections(
     if opened is None:
         notes = (*notes, "with NMS inside only its detections are compared")
     return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), notes, limits)
+
+
+def opened_detections(
+    expected: ReferenceOutputs, name: str, opened: Session, spec: ModelSpec, progress: Progress = SILENT
+) -> Opened:
+    """Return the detections of a network with a confidence of 0 and an IoU of 1 in each batch.
+
+    They are no session, so that a large network need not be in memory with both thresholds at once.
+
+    Raises:
+        BackendError: the network failed, or an output has another shape than the spec says.
+    """
+    found, thresholds = {}, replace(spec.thresholds, conf=0.0, iou=1.0)
+    for batch in expected.feeds.batches:
+        progress.step(f"{name} on {batch.name}, detections of any score")
+        found[batch.name] = _run(opened, batch, expected, spec, thresholds)
+    return found
 
 
 def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array:

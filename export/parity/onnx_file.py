@@ -17,7 +17,7 @@ from deploykit.export.nms.decode_node import expand_decode_nodes
 from deploykit.export.nms.graph import CONF, IOU, NMS_NODE
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.parity.compare import check_expected, expect
-from deploykit.export.parity.nms import check_detections
+from deploykit.export.parity.nms import check_detections, opened_detections
 from deploykit.export.parity.one_to_one import chosen_reference
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.sessions.freed_memory import release_freed_memory
@@ -54,7 +54,10 @@ def check_file(
     if plan.mode == "none" and plan.inside is None:
         with opened_by(file) as session:
             return check_expected(reference_for(plan, expected, spec), file.name, session, spec, limits, progress)
-    with opened_by(file) as session, opened_by(file, overrides=_open_thresholds(plan)) as opened:
+    with opened_by(file, overrides=_open_thresholds(plan)) as session:
+        opened = opened_detections(expected, file.name, session, spec, progress)
+    release_freed_memory()
+    with opened_by(file) as session:
         return check_detections(expected, file.name, session, spec, limits, opened=opened, progress=progress)
 
 

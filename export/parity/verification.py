@@ -26,7 +26,7 @@ from deploykit.export.parity.float32_noise import (
     relaxed_tolerance,
     torch_float32,
 )
-from deploykit.export.parity.nms import check_detections
+from deploykit.export.parity.nms import check_detections, opened_detections
 from deploykit.export.parity.onnx_file import check_file, reference_for
 from deploykit.export.parity.reference_cache import SWITCH, keep_values, kept_values, key_of
 from deploykit.export.parity.report import ParityReport
@@ -282,7 +282,8 @@ def _checked(
     """Compare a graph in torch; of a detector in two stages detections of any score too, as in ONNX Runtime."""
     if not spec.output.two_stages:
         return check_expected(expected, name, session, spec, limits, progress)
-    opened = session.with_values({CONF: np.zeros(1, np.float32)})
+    every = session.with_values({CONF: np.zeros(1, np.float32)})
+    opened = opened_detections(expected, name, every, spec, progress)
     return check_detections(expected, name, session, spec, limits, opened=opened, progress=progress)
 
 

@@ -29,7 +29,7 @@ from deploykit.export.graph.trace import export_to_ir
 from deploykit.export.options import Calibration, EngineOptions, OnnxOptions, PrecisionOptions
 from deploykit.export.parity.compare import check_expected, compare, expect
 from deploykit.export.parity.inputs import make_parity_inputs
-from deploykit.export.parity.nms import check_detections
+from deploykit.export.parity.nms import check_detections, opened_detections
 from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.parity.verification import largest_values
 from deploykit.export.precision.half import HalfType, to_half
@@ -164,7 +164,8 @@ def test_half_precision_gives_the_same_detections_and_masks(precision: HalfType,
     with OnnxInTorchSession(graph) as session:
         every = session.with_values({"nms_conf": np.zeros(1, np.float32)})
         limits = replace(LIMITS[precision], max_score=LIMITS[precision].max_score * 0.6)  # and with room to spare
-        parity = check_detections(expected, precision, session, spec, limits, opened=every)
+        found = opened_detections(expected, precision, every, spec)
+        parity = check_detections(expected, precision, session, spec, limits, opened=found)
     assert parity.ok, parity.worst
     assert {d.values for d in parity.differences} == {"boxes", "scores", "masks"}
     assert all(d.max_abs > 1e-4 for d in parity.differences)  # it is rounded

@@ -12,6 +12,7 @@ from torch import nn
 
 from deploykit import export_onnx
 from deploykit.export import to_onnx
+from deploykit.export.parity import onnx_file
 from deploykit.models.create.random_weights import create_checkpoint
 
 
@@ -41,3 +42,30 @@ def test_the_folded_weights_are_gone_when_the_file_is_verified(tmp_path: Path, m
         gc.enable()
     assert weights
     assert alive == [0]
+
+
+def test_a_file_is_in_memory_once_while_it_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NMS in the graph is run with its own thresholds and with open ones, which are two sessions."""
+    opened, alive, most = onnx_file._opened, 0, []
+
+    def counted(file: Path, **options: Any) -> Any:
+        nonlocal alive
+        session = opened(file, **options)
+        alive += 1
+        most.append(alive)
+        close = session.close
+
+        def closed() -> None:
+            nonlocal alive
+            alive -= 1
+            close()
+
+        monkeypatch.setattr(session, "close", closed)
+        return session
+
+    monkeypatch.setattr(onnx_file, "_opened", counted)
+    checkpoint = create_checkpoint("yolov5n", tmp_path / "m.pt")
+    report = export_onnx(checkpoint, img=64, nms="graph")
+    assert report.parity
+    assert {m.what for m in report.parity.matchings} == {"detections", "best rows"}
+    assert most == [1, 1]
