@@ -1,4 +1,4 @@
-"""What a prediction costs besides the network: image to blob, and decoded image to result. NMS alone is in nms.py.
+"""What a prediction costs besides the network: image to blob, and rows to results. NMS alone is in nms.py.
 
     python benchmarks/pre_post.py [--rounds 50] [--json benchmarks/results/pre_post.json]
 
@@ -13,12 +13,13 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
 import PIL
 from interleaved import interleaved
-from measured import Row, Table, show
+from measured import Row, Table, medians, show
 from PIL import Image
 
 from deploykit.runtime.arrays import Array
@@ -26,13 +27,18 @@ from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.pillow_resize import resample
 from deploykit.runtime.images.to_tensor import to_nchw
+from deploykit.runtime.native.library import cpu_library
+from deploykit.runtime.postprocess import pose_fusion
+from deploykit.runtime.postprocess.detections import decode_poses, to_source
+from deploykit.runtime.postprocess.nms import Kept, nms, numpy_nms
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.results.detection import Result
-from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, RawDetections
+from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, PoseObjectRows, RawDetections, Thresholds
 
 FULL_HD = (1080, 1920)
 POSE = RawDetections(cls=(5, 6), keypoints=(6, 57))
 COCO = RawDetections(cls=(5, 85))
+KAPAO = PoseObjectRows(cls=(5, 23), coords=(23, 57))
 
 
 def main() -> None:
@@ -48,6 +54,7 @@ def main() -> None:
         ),
         _against("1080p frame to 256 x 455, bicubic, the bytes of Pillow, ms", rounds, _resampling(frame)),
         _alone("decoded 1080p frame to Result, without the network, ms", rounds, _everything(frame)),
+        _crowds(rounds),
     ]
     how = f"{rounds} rounds, {cv2.getNumThreads()} threads, Pillow {PIL.__version__}, load {load:.1f} before."
     show(tables, "Image to blob, rows to results", "pre_post.py", how, args.json)
@@ -117,6 +124,45 @@ def _everything(frame: Array) -> dict[str, Callable[[], object]]:
             predictor: Predictor[Result] = Predictor(FakeSession(partial(_answer, rows), spec=spec))
             variants[f"{name}, {candidates} candidates"] = partial(predictor, frame)
     return variants
+
+
+def _crowds(rounds: int) -> Table:
+    """KaPao's rows at 1280 px to poses in source pixels: persons and keypoints chosen, and fused."""
+    box = Letterbox.fit((720, 1280), (1280, 1280), Fit())
+
+    def poses(choose: Callable[..., Kept], rows: Array) -> object:
+        with patch.object(pose_fusion, "nms", choose):
+            found = decode_poses({"output": rows[None]}, 0, KAPAO, Thresholds(iou=0.65, pre_nms_topk=30_000))
+        return to_source(found, box)
+
+    lines = []
+    for people, each in ((0, 0), (5, 8), (20, 8), (60, 3), (60, 8)):
+        rows = _crowd(people, each)
+        variants: dict[str, Callable[[], object]] = {"numpy": partial(poses, numpy_nms, rows)}
+        if cpu_library() is not None:
+            variants["native"] = partial(poses, nms, rows)
+        lines.append(Row((str(people), str(people * each * 18)), medians(interleaved(variants, rounds))))
+    title = "KaPao at 1280, 102,000 rows to poses, ms"
+    return Table(title, ("people", "candidates"), dict.fromkeys(variants, "{:.2f}"), tuple(lines), "numpy")
+
+
+def _crowd(people: int, each: int) -> Array:
+    """Rows of people here and there, each with ``each`` rows that find it, and as many for each of 17 keypoints."""
+    rng = np.random.default_rng(people)
+    count = 102_000
+    rows = rng.random((count, KAPAO.columns), dtype=np.float32) * 0.15
+    rows[:, :4] = rng.random((count, 4)) * (1280, 1280, 40, 40)
+    places = rng.permutation(count)[: people * each * 18].reshape(people, 18, each)
+    for those in places:
+        centre, height = rng.uniform(100, 1180, 2), rng.uniform(100, 300)
+        points = centre + rng.uniform(-0.5, 0.5, (17, 2)) * (0.4 * height, height)
+        for kind, where in enumerate(those):
+            middle, size = (points[kind - 1], (0.12, 0.12)) if kind else (centre, (0.4, 1.0))
+            rows[where, :2] = middle + rng.normal(0, 0.01 * height, (each, 2))
+            rows[where, 2:4] = np.array(size) * height * rng.uniform(0.9, 1.1, (each, 2))
+            rows[where, 4], rows[where, 5 + kind] = rng.uniform(0.3, 0.95, each), 0.95
+            rows[where, 23:] = (points + rng.normal(0, 0.02 * height, (each, 17, 2))).reshape(each, 34)
+    return rows
 
 
 def _answer(rows: Array, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -28,6 +28,7 @@ suppressed: the quotient is 0 or 0/0, and neither is greater than a threshold.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,12 +36,13 @@ import numpy as np
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.native.library import native_nms
 from deploykit.runtime.postprocess.few_boxes import best_first, overlapping, suppressed
+from deploykit.runtime.postprocess.sweep import pairs_that_may_meet
 from deploykit.spec import RawDetections, Thresholds
 
 __all__ = ["USUAL", "Choice", "Kept", "candidates", "nms", "numpy_nms", "suppress", "suppress_by_label"]
 
-REACH = 8  # times max_det: the number of candidates that suppress_by_label considers first
-PAIRS = 16  # times the number of candidates: so many pairs of one label are looked at pair by pair
+REACH = 8  # times max_det: the number of candidates that are considered first
+PAIRS = 16  # times the number of candidates: so many pairs that may meet are looked at pair by pair
 BLOCK = 96  # candidates whose overlaps are computed at once: a few hundred kB, which fit in a core's cache
 FEW = 128  # candidates, up to which few_boxes.py takes the least time
 
@@ -157,7 +159,12 @@ def _chosen(
     rows: Array, passed: Array | None, layout: RawDetections, thresholds: Thresholds, choice: Choice
 ) -> tuple[Array, Array, Array]:
     """Return all candidates before the cut at ``pre_nms_topk``, in the order of the rows: indices, scores, labels."""
-    index, scores, labels = _over(rows, passed, layout, np.float32(thresholds.conf), choice.multi_label)
+    conf = np.float32(thresholds.conf)
+    factor, (start, _) = layout.score_spans
+    if passed is not None and factor is not None and choice.classes is not None and len(choice.classes) == 1:
+        of_class, obj = (rows[passed, column].astype(np.float32) for column in (start + choice.classes[0], factor[0]))
+        passed = passed[of_class * obj > conf]  # no other row can have this label
+    index, scores, labels = _over(rows, passed, layout, conf, choice.multi_label)
     if choice.classes is not None:
         wanted = np.isin(labels, choice.classes)
         index, scores, labels = index[wanted], scores[wanted], labels[wanted]
@@ -260,25 +267,36 @@ def suppress(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
         iou: suppress above this overlap.
         max_det: stop when this many are kept.
     """
+    return _of_the_best(_suppressed, boxes, labels, np.float32(iou), max_det)
+
+
+def suppress_by_label(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
+    """Return the same positions as :func:`suppress`, fast for many boxes of many labels: compared label by label."""
+    return _of_the_best(_suppressed_apart, boxes, labels, np.float32(iou), max_det)
+
+
+def _of_the_best(
+    choose: Callable[[Array, Array, np.float32, int], Array],
+    boxes: Array, labels: Array, limit: np.float32, max_det: int,
+) -> Array:  # fmt: skip
+    """Return what ``choose`` keeps; weak boxes are not compared if the strong ones already fill ``max_det``, because
+    whether a box is kept depends only on those before it."""
+    reach = REACH * max_det
+    while True:
+        kept = choose(boxes[:reach], labels[:reach], limit, max_det)
+        if len(kept) == max_det or reach >= len(boxes):
+            return kept
+        reach *= 4
+
+
+def _suppressed(boxes: Array, labels: Array, limit: np.float32, max_det: int) -> Array:
     if len(boxes) <= FEW:
-        return suppressed(np.ascontiguousarray(boxes.T), labels, np.float32(iou))[:max_det]
-    pairs = _pairs_of_a_label(labels)
+        return suppressed(np.ascontiguousarray(boxes.T), labels, limit)[:max_det]
+    mixed = len(boxes) <= 2 * FEW or bool((labels != labels[0]).any())  # crowds of one label have too many pairs
+    pairs = pairs_that_may_meet(boxes, labels, PAIRS * len(boxes)) if mixed else None
     if pairs is None:
-        return _suppressed_in_blocks(boxes, labels, np.float32(iou), max_det)
-    return _suppressed_in_pairs(boxes, pairs, np.float32(iou))[:max_det]
-
-
-def _pairs_of_a_label(labels: Array) -> tuple[Array, Array] | None:
-    """Return the positions of all pairs of one label, the lower ones first; None: there are too many of them."""
-    counts = np.bincount(labels)
-    total = int((counts * (counts - 1)).sum()) // 2
-    if total > PAIRS * len(labels):
-        return None
-    order, places = np.argsort(labels, kind="stable"), np.arange(len(labels))
-    later = np.cumsum(counts)[labels[order]] - places - 1  # how many of the label come after
-    first = np.repeat(places, later)
-    second = np.arange(total) + np.repeat(places + 1 - (np.cumsum(later) - later), later)
-    return order[first], order[second]
+        return _suppressed_in_blocks(boxes, labels, limit, max_det)
+    return _suppressed_in_pairs(boxes, pairs, limit)[:max_det]
 
 
 def _suppressed_in_pairs(boxes: Array, pairs: tuple[Array, Array], limit: np.float32) -> Array:
@@ -325,25 +343,11 @@ def _suppressed_in_blocks(boxes: Array, labels: Array, limit: np.float32, max_de
     return np.concatenate(kept)[:max_det]
 
 
-def suppress_by_label(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
-    """Return the same positions as :func:`suppress`, fast for many boxes of many labels.
-
-    Boxes are compared only within their label. Weak boxes are not compared if the strong ones already fill
-    ``max_det``, because whether a box is kept depends only on those before it.
-    """
-    reach = REACH * max_det
-    while True:
-        kept = _suppressed_apart(boxes[:reach], labels[:reach], iou, max_det)
-        if len(kept) == max_det or reach >= len(boxes):
-            return kept
-        reach *= 4
-
-
-def _suppressed_apart(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
+def _suppressed_apart(boxes: Array, labels: Array, limit: np.float32, max_det: int) -> Array:
     """Suppress within each label, then take the best of all labels."""
     order = np.argsort(labels, kind="stable")  # keeps the best first within a label
     borders = np.flatnonzero(np.diff(labels[order])) + 1
-    parts = [part[suppress(boxes[part], labels[part], iou, max_det)] for part in np.split(order, borders)]
+    parts = [part[_suppressed(boxes[part], labels[part], limit, max_det)] for part in np.split(order, borders)]
     return np.sort(np.concatenate(parts))[:max_det]
 
 

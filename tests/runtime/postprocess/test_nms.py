@@ -18,6 +18,7 @@ from deploykit.runtime.postprocess import few_boxes
 from deploykit.runtime.postprocess import nms as nms_module
 from deploykit.runtime.postprocess.nms import Choice, nms, numpy_nms, suppress
 from deploykit.runtime.postprocess.nms import Kept as Result
+from deploykit.runtime.postprocess.sweep import pairs_that_may_meet
 from deploykit.spec import RawDetections, Thresholds
 from tests.nms_corpus import Case, Kept, Rows, corpus, reference
 
@@ -148,9 +149,9 @@ def test_crowds_keep_the_same_boxes_at_once_in_blocks_and_in_pairs(
     corner = rng.random((count, 2), np.float32) * np.float32(side)
     boxes = np.concatenate((corner, corner + rng.random((count, 2), np.float32) * np.float32(40)), axis=1)
     labels = rng.integers(0, classes, count)
-    found = []
+    found, half = [], (count + 1) // 2
     # Pairs, times as many boxes: none, and all that there may be; of few boxes, always, as usual, and never.
-    for few, pairs, most in ((400, 0, 10_000), (400, 0, 1300), (400, 0, 0), (0, -1, 0), (0, 400, 0)):
+    for few, pairs, most in ((400, 0, 10_000), (400, 0, 1300), (400, 0, 0), (0, -1, 0), (0, 400, 0), (half, 400, 0)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(nms_module, "FEW", few)
             patch.setattr(nms_module, "PAIRS", pairs)
@@ -234,3 +235,27 @@ def test_what_is_kept_does_not_hold_the_networks_output(
     assert len(kept.rows) == (1 if value == 1 else 0)
     del rows
     assert output() is None
+
+
+@given(
+    seed=st.integers(0, 2**32), count=st.integers(1, 60), classes=st.integers(1, 5),
+    scale=st.sampled_from([1e-8, 1e-3, 1.0, 1e4, 1e9, 1e38]),
+)  # fmt: skip
+def test_pairs_that_may_meet_are_all_that_do(seed: int, count: int, classes: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    left = rng.choice([-1, 0, 0.1, 0.25, 0.7], count) * scale
+    boxes = np.zeros((count, 4), np.float32)
+    boxes[:, 0], boxes[:, 2] = left, left + rng.choice([-0.1, 0, 0.1, 0.15, 0.5], count) * scale
+    labels = rng.integers(0, classes, count)
+    found = pairs_that_may_meet(boxes, labels, count * count)
+    if found is None:
+        assert scale >= 1e9
+        return
+    pairs = list(zip(*(each.tolist() for each in found), strict=True))
+    assert len(set(pairs)) == len(pairs)
+    assert all(i < j and labels[i] == labels[j] for i, j in pairs)
+    low, high = boxes[:, 0], boxes[:, 2]
+    meet = np.minimum(high[:, None], high) > np.maximum(low[:, None], low)
+    meet &= labels[:, None] == labels
+    assert set(pairs) >= set(zip(*(each.tolist() for each in np.triu(meet, 1).nonzero()), strict=True))
+    assert pairs_that_may_meet(boxes, labels, len(pairs) - 1) is None
