@@ -39,6 +39,7 @@ from deploykit.export.precision.convert import (
 from deploykit.export.precision.gate_search import keep_for_accuracy
 from deploykit.export.precision.search.kept import keep_file_of, write_kept
 from deploykit.export.report import ExportReport, report_of
+from deploykit.export.sessions.freed_memory import release_freed_memory
 from deploykit.export.step_timer import StepTimer
 from deploykit.models.checkpoint.safetensors_file import INDEX, SHARD, find_shards
 from deploykit.models.fuse import fuse_model
@@ -193,11 +194,12 @@ def export_model(
         del graph, context  # the folded weights are as large as the model's own, and are in the file now
         if further is None:
             del writing
-        if report.weight_size >= COLLECTED:
-            gc.collect()  # modules and graphs refer to themselves
 
         def verified(precision: PrecisionReport | None) -> tuple[PrecisionReport | None, ParityReport | None]:
             precision = verify_precision(precision, file) if precision else None
+            if report.weight_size >= COLLECTED:
+                gc.collect()  # modules and graphs refer to themselves
+                release_freed_memory()
             return precision, verify_file(verification, file, plan, spec, precision, rows) if verification else None
 
         precision, parity = verified(precision)

@@ -233,6 +233,7 @@ class Verification:
                     seen = f" on an image of one colour ({label})"
                     self._details.step(f"{name} in torch on {label}")
                     session.run(input_arrays(info, image.repeat(info.shape[0] or 1, 0)))
+        release_freed_memory()
         if broken:
             told = f"; {known}" if (known := about(broken[0])) else ""
             raise ParityError(
@@ -328,4 +329,5 @@ def largest_values(
             slots = info.shape[0] or 1
             if session.accepts_shape((slots, *image.shape[1:])):
                 session.run({info.name: image.repeat(slots, 0)})
+    release_freed_memory()
     return found

@@ -16,7 +16,8 @@ from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families import vit
-from deploykit.models.families.vit import VARIANTS, VisionTransformer, VitConfig
+from deploykit.models.families.vit import VisionTransformer, VitConfig
+from deploykit.models.families.vitdet.model import PlainBackbone, VitDetConfig
 from deploykit.models.registry import ReferenceModel, create_model
 from tests.outliers import Outliers, add_outliers
 
@@ -59,6 +60,23 @@ def test_the_outliers_are_those_of_trained_transformers() -> None:
     assert float(by_channel.max()) > 8 * float(by_channel.median())
 
 
+def test_a_vitdet_has_them_in_the_first_cell_of_its_map() -> None:
+    torch.manual_seed(0)
+    network = PlainBackbone(VitDetConfig(512, 4, 8, 512, (1, 3), patch=8, map_size=8, pretrained=8, window=3)).eval()
+    randomise(network)
+    add_outliers(network)
+    streams = []
+    for block in network.blocks:
+        block.register_forward_hook(lambda *given: streams.append(given[-1][0].abs()))
+    with torch.inference_mode():
+        network(torch.randn(1, 3, 64, 64))
+    assert float(streams[0].max()) < 40
+    for stream in streams[1:3]:
+        cells = stream.amax(2)
+        assert int(cells.argmax()) == 0
+        assert float(cells[0, 0]) > max(100.0, 3 * float(cells[1:].max()))
+
+
 @pytest.mark.parametrize("massive", [pytest.param(1000.0, marks=slow), 300_000.0])
 def test_fp16_holds_the_tolerance_with_outliers(tmp_path: Path, massive: float) -> None:
     report = half(transformer(SMALL, Outliers(massive=massive, logits=400.0)), tmp_path, 32)
@@ -73,9 +91,7 @@ def test_fp16_holds_the_tolerance_with_outliers(tmp_path: Path, massive: float) 
 
 
 def whole(name: str) -> ReferenceModel:
-    """A published network; ViT-H with half of its blocks, because an export of all of them takes more than 8 GB."""
-    if name == "mae-vit-h14":
-        return transformer(replace(VARIANTS["mae_vit_h14"], depth=16))
+    """A published network."""
     torch.manual_seed(0)
     model = create_model(name)
     randomise(model.module)
