@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from deploykit.runtime.cuda import gpu_unavailable_reason
@@ -18,6 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 os.environ["DEPLOYKIT_REFERENCE_CACHE"] = "0"  # tests replace parts of networks, and write nothing into a user's cache
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine takes as long as it takes
+hypothesis.settings.load_profile("untimed")
 
 gc.set_threshold(50_000, 20, 20)  # the default of 700 takes a third of collection and a tenth of the tests
 

@@ -67,7 +67,7 @@ def test_damage_is_noticed(
     whole, content, noticed = file.read_bytes(), read(), 0
     assert content is not None
 
-    @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, database=None, suppress_health_check=list(HealthCheck))
     @given(st.integers(0, len(whole) - 1), st.integers(0, 255))
     def damaged(place: int, change: int) -> None:
         nonlocal noticed

@@ -303,7 +303,7 @@ def test_assumptions_are_written_where_there_are_any() -> None:
     assert spec.assumption_notes == ("assumed: SiLU: no tensor tells",)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine draws slowly
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine draws slowly
 @given(specs())
 def test_a_spec_survives_json(spec: ModelSpec) -> None:
     assert ModelSpec.from_json(spec.to_json()) == spec

@@ -118,7 +118,7 @@ def test_a_network_that_fits_its_spec_predicts(name: str) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 def test_a_spec_with_one_changed_value_is_refused_or_predicts(data: st.DataObject) -> None:
     spec = SPECS[data.draw(st.sampled_from(sorted(SPECS)))]
     path = data.draw(st.sampled_from(sorted(places(written(spec)), key=str)))

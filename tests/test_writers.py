@@ -24,6 +24,7 @@ ALLOWED = {
     ("export/engine/build.py", "write_bytes"): STAGED,
     ("export/engine/build.py", "write_text"): STAGED,
     ("export/foreign/quantize.py", "write_text"): STAGED,
+    ("export/foreign/stages.py", "ir.save"): WORK,
     ("export/graph/finalize.py", "ir.save"): STAGED,
     ("export/graph/streaming.py", "open"): STAGED,
     ("export/output.py", "replace"): "what is staged is published",

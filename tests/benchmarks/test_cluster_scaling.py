@@ -46,7 +46,7 @@ SETTINGS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(setting=SETTINGS, workers=st.integers(1, 40))
 def test_each_image_is_computed_once_and_no_bound_is_beaten(setting: Any, workers: int) -> None:
     found = SCALING.simulate(setting, workers)
@@ -56,7 +56,7 @@ def test_each_image_is_computed_once_and_no_bound_is_beaten(setting: Any, worker
     assert 0 <= found.command <= 1 + 1e-9
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(setting=SETTINGS)
 def test_one_worker_takes_the_sum_of_its_steps(setting: Any) -> None:
     """With one worker nothing waits for anything else but the last part for its write."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -34,7 +34,6 @@ def some_objects(count: int, seed: int, *, oriented: bool = False) -> dict[str, 
     }
 
 
-@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(0, 1000), st.booleans())
 def test_objects_in_another_order_are_the_same_objects(count: int, seed: int, oriented: bool) -> None:
     theirs = some_objects(count, seed, oriented=oriented)

@@ -54,14 +54,14 @@ def heads(draw: st.DrawFn) -> tuple[list[Array], dict[str, Any]]:
 
 
 @given(problem=heads())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_any_head(library: CudaLibrary, problem: tuple[list[Array], dict[str, Any]]) -> None:
     levels, head = problem
     assert_decoded(library.decode(levels, **head), levels, head)
 
 
 @given(problem=heads())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_any_head_in_onnx_runtime(
     operators: Path, tmp_path_factory: pytest.TempPathFactory, problem: tuple[list[Array], dict[str, Any]]
 ) -> None:
@@ -74,7 +74,7 @@ def test_any_head_in_onnx_runtime(
 
 
 @given(problem=heads())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_written_out_it_is_the_same(problem: tuple[list[Array], dict[str, Any]]) -> None:
     """In ONNX's own operators, which is how a file is verified where no library has the node."""
     levels, head = problem

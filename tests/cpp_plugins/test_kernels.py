@@ -65,7 +65,7 @@ def crowd(seed: int, batch: int, count: int, layout: RawDetections, dtype: type 
         Thresholds, st.just(0.2), st.just(0.3), max_det=st.integers(1, 40), pre_nms_topk=st.integers(1, 150)
     ),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_shape(
     library: CudaLibrary, seed: int, batch: int, count: int, classes: int, points: int, dims: int, objectness: bool,
     half: bool, thresholds: Thresholds,
@@ -171,7 +171,6 @@ def test_letterbox_of_images_of_many_sizes(library: CudaLibrary, dtype: type) ->
 
 
 @given(data=st.data())
-@settings(deadline=None)
 def test_letterbox_is_opencvs_within_one_grey_level(library: CudaLibrary, data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 300)), data.draw(st.integers(1, 300))
     size = 32 * data.draw(st.integers(1, 8)), 32 * data.draw(st.integers(1, 8))

@@ -18,7 +18,7 @@ from tests.rotated_corpus import TWO, corpus, reference
 
 CONF = Thresholds()
 CHOICES = (Choice(), Choice(agnostic=True), Choice(classes=(1,)))
-FRESH = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FRESH = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize("case", corpus(), ids=lambda c: c.name)

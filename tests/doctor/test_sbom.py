@@ -78,7 +78,7 @@ def test_the_document_of_a_wheel_has_its_files_and_what_it_requires(tmp_path: Pa
 names = st.from_regex(r"[A-Za-z][A-Za-z0-9]{0,6}([-_.][A-Za-z0-9]{1,4})?", fullmatch=True)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(names, st.sampled_from(["", ">=1", "; extra == 'a'", "[x]>=2; extra == 'b'"])), max_size=6))
 def test_whatever_a_wheel_requires_the_document_is_valid(needs: list[tuple[str, str]]) -> None:
     lines = "\n".join(f"Requires-Dist: {name}{rest}" for name, rest in needs)

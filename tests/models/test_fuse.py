@@ -128,7 +128,7 @@ def test_a_fold_keeps_the_numbers_and_leaves_no_batch_norm(make: Callable[[], nn
     assert_same(module, fused, torch.randn(2, 6, 16, 16))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     inputs=st.integers(1, 5),
     outputs=st.integers(1, 5),
@@ -145,7 +145,7 @@ def test_any_convolution_takes_its_batch_norm_in(
     assert_same(module, fuse_model(module), torch.randn(2, inputs * groups, 11, 9))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     channels=st.integers(1, 5),
     groups=st.integers(1, 4),
@@ -165,7 +165,7 @@ def test_any_rep_conv_becomes_one_convolution(
     assert_same(module, fused, torch.randn(2, c1, 9, 7))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     inputs=st.integers(1, 4),
     outputs=st.integers(1, 5),
@@ -214,7 +214,7 @@ def test_a_space_to_depth_and_the_convolution_that_alone_takes_it_become_one(
     assert_same(graph, fused, torch.rand(2, 3, 32, 48))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.sampled_from(["conv", "norm", "act", "norm"]), min_size=1, max_size=6))
 def test_a_sequence_folds_the_batch_norms_right_after_a_convolution_and_no_others(kinds: list[str]) -> None:
     make = {"conv": lambda: nn.Conv2d(4, 4, 3, padding=1), "norm": lambda: batch_norm(4), "act": nn.SiLU}

@@ -77,7 +77,7 @@ def test_keypoints_are_decoded_by_the_equations(
     assert_rows_agree(found, expected, num_classes)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     num_classes=st.integers(1, 4),
     num_keypoints=st.integers(0, 5),
@@ -99,7 +99,7 @@ def test_any_level_is_decoded_by_the_equations(
     assert_rows_agree(module.decode(raw, 0).numpy(), expected, num_classes)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     num_keypoints=st.integers(1, 4),
     anchors=st.lists(st.integers(1, 500), min_size=2, max_size=8).filter(lambda a: len(a) % 2 == 0),

@@ -417,7 +417,7 @@ VERSIONS = [CONTENT, CONTENT[::-1][:1500]]
 CUTS = st.lists(st.one_of(st.none(), st.integers(0, len(CONTENT))), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     cuts=CUTS,
     changes_after=st.integers(0, 12),

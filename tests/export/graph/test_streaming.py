@@ -41,7 +41,7 @@ def graph_of(weights: list[Array], *, as_tensor: bool = False, operator: str = "
     return model
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     weights=st.lists(st.tuples(st.sampled_from(TYPES), st.lists(st.integers(0, 12), max_size=3)), max_size=5),
     as_tensor=st.booleans(),

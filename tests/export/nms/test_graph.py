@@ -114,7 +114,7 @@ def test_the_corpus_of_oriented_boxes_agrees_in_rows_labels_and_scores(case: Cas
 
 
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 40), iou=st.floats(0.05, 0.95))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_any_oriented_boxes_agree_where_float32_can_tell(seed: int, count: int, iou: float) -> None:
     random = np.random.default_rng(seed)
     rows = np.zeros((count, rotated_corpus.TWO.columns), np.float32)
@@ -128,7 +128,7 @@ def test_any_oriented_boxes_agree_where_float32_can_tell(seed: int, count: int, 
 
 @pytest.mark.parametrize("mode", MODES)
 @given(problem=problems())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_any_rows_agree(mode: str, problem: tuple[Rows, RawDetections, Thresholds]) -> None:
     rows, layout, thresholds = problem
     (found,) = decided(mode, [rows], layout, thresholds)

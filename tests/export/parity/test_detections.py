@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.export.matching import Matching
@@ -214,7 +214,6 @@ def jittered(rows: list[list[float]], seed: int) -> list[list[float]]:
     return [[float(value) for value in values] for values in moved]
 
 
-@settings(deadline=None)
 @given(candidates, st.integers(0, 99))
 def test_neither_side_is_favoured(rows: list[list[float]], seed: int) -> None:
     other = jittered(rows, seed)
@@ -225,7 +224,6 @@ def test_neither_side_is_favoured(rows: list[list[float]], seed: int) -> None:
     assert there.borderline <= there.expected + there.found - 2 * there.matched
 
 
-@settings(deadline=None)
 @given(candidates)
 def test_a_network_matches_itself(rows: list[list[float]]) -> None:
     assert all(m.ok and m.borderline == 0 for m in matched(rows, rows))

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 from torch import Tensor, nn
@@ -205,7 +205,6 @@ def test_noise_has_plain_strips_and_the_image_upside_down() -> None:
     assert noise[..., :30, :].std() > 0.2
 
 
-@settings(deadline=None)
 @given(
     height=st.integers(1, 70),
     width=st.integers(1, 70),

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import ImageError
@@ -70,7 +70,6 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [image(folder / str(i), seed=i, size=(8, 8)) for i in range(5)]
 
 
-@settings(deadline=None)
 @given(batch=st.integers(2, 9), count=st.integers(1, 5))
 def test_fixed_slots_hold_different_images_and_every_image_has_a_slot(five: list[Path], batch: int, count: int) -> None:
     found = feeds(five[:count], size=(8, 8), batch=batch)

@@ -153,7 +153,7 @@ def branched(steps: Sequence[tuple[str, int, int]], seed: int) -> ir.Model:
     return model_of(nodes, arrays, [values[-1], values[-2]])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     steps=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=10),
     seed=st.integers(0, 999),

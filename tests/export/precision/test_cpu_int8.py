@@ -179,7 +179,7 @@ def test_onnx_runtime_computes_on_integers_alone(tmp_path: Path) -> None:
     assert "QLinearConv" not in {node.op_type for node in onnx.load(tmp_path / "plain.onnx").graph.node}
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 1000))
 def test_outputs_stay_near_and_torch_agrees_with_onnx_runtime(seed: int) -> None:
     exact = ran(network(seed), image())

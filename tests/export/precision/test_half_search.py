@@ -164,7 +164,7 @@ sets = st.integers(1, 11).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sets)
 def test_the_search_finds_what_brute_force_finds(case: tuple[list[str], list[set[int]]]) -> None:
     """Some sets of layers are enough, each with any others beside it."""

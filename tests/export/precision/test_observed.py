@@ -89,7 +89,7 @@ def test_small_tensors_are_seen_whole_and_are_those_of_pytorch() -> None:
             assert largest == pytest.approx(scale, rel=1e-5)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.lists(st.integers(1, 60), max_size=3),
     st.integers(1, 300),

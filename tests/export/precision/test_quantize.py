@@ -157,7 +157,7 @@ def test_mse_and_entropy_are_what_a_slow_search_finds(seed: int) -> None:
     assert range_of(histogram, 512.0, "entropy") == slow_entropy(histogram)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     counts=st.lists(st.integers(0, 10_000), min_size=256, max_size=256),
     largest=st.floats(1e-6, 1e6),
@@ -189,7 +189,6 @@ def test_zeros_have_no_range() -> None:
 
 
 @given(st.floats(2.0**-90, 2.0**90), st.floats(-1e-6, 1e-6))
-@settings(deadline=None)
 def test_a_largest_value_is_rounded_up_to_a_grid_on_which_rounding_errors_vanish(value: float, noise: float) -> None:
     step = on_grid(value)
     assert value * (1 - 2**-16) <= step <= value * (1 + 2**-7)
@@ -201,7 +200,7 @@ def test_a_largest_value_of_zero_is_zero() -> None:
     assert on_grid(0.0) == 0.0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     seed=st.integers(0, 10_000),
     powers=st.lists(st.integers(-12, 12), min_size=1, max_size=5),
@@ -370,7 +369,7 @@ def test_a_method_whose_network_gives_nan_is_not_the_best(images: Path) -> None:
         choose_method(found, Calibration(images), lambda ranges, of: [np.inf], SILENT)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.floats(0.01, 2.0), min_size=4, max_size=4), min_size=4, max_size=4), st.booleans())
 def test_a_method_that_is_far_behind_on_two_images_is_not_run_on_the_others(
     images: list[list[float]], given_best: bool
@@ -476,7 +475,7 @@ def test_a_tensor_is_rounded_once_for_all_who_take_it() -> None:
     assert concat.inputs[2].name == "x"  # whoever does not multiply takes the exact values
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 999), axis=st.sampled_from([None, 0, 1]), limit=st.sampled_from([127.0, 63.0]))
 def test_a_weight_is_off_by_half_a_step_at_most(seed: int, axis: int | None, limit: float) -> None:
     weight = np.random.default_rng(seed).normal(size=(4, 3, 2, 2)).astype(np.float32)
@@ -554,7 +553,7 @@ def test_at_most_a_share_of_the_layers_is_kept_and_none_that_adds_nothing() -> N
     assert (kept, tried) == ((), {0: 1.0})
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(errors=st.lists(st.floats(0.0, 2.0), min_size=1, max_size=40))
 def test_what_is_kept_has_the_error_that_was_measured(errors: list[float]) -> None:
     """Also where more layers in floating point do not mean a smaller error."""

@@ -238,7 +238,7 @@ def test_coordinates_keep_their_fractions(monkeypatch: pytest.MonkeyPatch) -> No
 # The operators in torch.
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(0, 12), st.integers(1, 3), st.floats(0.1, 0.9))
 def test_suppression_in_torch_is_that_of_onnx_runtime(seed: int, count: int, classes: int, iou: float) -> None:
     chance = np.random.default_rng(seed)
@@ -252,7 +252,7 @@ def test_suppression_in_torch_is_that_of_onnx_runtime(seed: int, count: int, cla
     both(node, feeds, values, ("chosen", INT64))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.sampled_from([1, 4, 16]), st.sampled_from([2, 7]))
 def test_roi_align_in_torch_is_that_of_onnx_runtime(seed: int, stride: int, size: int) -> None:
     chance = np.random.default_rng(seed)

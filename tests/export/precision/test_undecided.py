@@ -59,7 +59,7 @@ def split_up(graph: ir.Model, image: Array) -> tuple[Undecided, list[str]]:
     return undecided(graph, half, partial(outputs_of, images=[image])), half
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.integers(0, 10_000))
 def test_layers_give_what_they_give_between_decisions(seed: int) -> None:
     graph, image = with_offset(), image_of(seed)

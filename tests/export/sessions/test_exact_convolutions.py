@@ -30,7 +30,7 @@ def random(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     sides=st.tuples(st.integers(1, 23), st.integers(1, 23)),
     channels=st.tuples(st.integers(1, 9), st.integers(1, 9)),
@@ -61,7 +61,7 @@ def test_tiles_give_the_sums_within_their_bound(
     assert float((found - expected).abs().max()) < bound / 100  # the bound is for the worst signs
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     sides=st.tuples(st.integers(7, 40), st.integers(7, 40)),
     kernel=st.tuples(st.integers(1, 7), st.integers(1, 7)),
@@ -133,7 +133,7 @@ class Reader(Follower):
         return out
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3), out=st.integers(1, 9), bias=st.booleans())
 def test_a_linear_layer_is_exact_with_float32_weights(sizes: list[int], out: int, bias: bool) -> None:
     torch.manual_seed(0)

@@ -120,7 +120,7 @@ CHANGES = st.lists(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=CHANGES)
 def test_a_changed_file_gives_only_our_own_errors(
     seed: str, changes: list[tuple[float, int, bytes]], tmp_path: Path
@@ -149,7 +149,7 @@ OPCODES = st.sampled_from(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(program=st.lists(OPCODES, max_size=60))
 def test_any_program_of_opcodes_ends_in_a_value_or_our_own_error(program: list[bytes]) -> None:
     with contextlib.suppress(DeployError):

@@ -64,7 +64,7 @@ def test_it_gives_what_the_originals_code_gave(shared: Path, folded: bool) -> No
         np.testing.assert_allclose(found, golden["output"], rtol=0, atol=3e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(group=st.integers(1, 4), interval=st.integers(1, 4), down=st.integers(1, 3), right=st.integers(1, 3))
 def test_groups_hold_the_tokens_that_lie_an_interval_apart(group: int, interval: int, down: int, right: int) -> None:
     side = group * interval

@@ -68,7 +68,7 @@ RATIOS = st.floats(0.05, 1.6)
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), rows=RATIOS, columns=RATIOS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_both_forms_are_of_one_size_and_give_the_definitions_values(
     height: int, width: int, rows: float, columns: float
 ) -> None:
@@ -84,7 +84,7 @@ def test_both_forms_are_of_one_size_and_give_the_definitions_values(
 
 
 @given(height=st.integers(1, 60), width=st.integers(1, 60), rows=RATIOS, columns=RATIOS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_in_float64_both_forms_give_the_same_numbers(height: int, width: int, rows: float, columns: float) -> None:
     pool = pool_of(rows, columns).double()
     x = torch.from_numpy(np.random.default_rng(width).normal(size=(1, 1, height, width)))

@@ -81,7 +81,7 @@ def test_its_export_gives_what_the_originals_code_gave(shared: Path, tmp_path: P
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), side=st.integers(1, 50))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_box_mean_is_the_mean_of_the_nearest_whole_window(height: int, width: int, side: int) -> None:
     x = torch.from_numpy(np.random.default_rng(side).random((2, 3, height, width), np.float32))
     found = BoxMean(side)(x)

@@ -36,7 +36,7 @@ def boxes_of(count: int, seed: int, size: float = 64.0) -> Tensor:
     return torch.cat((corners.amin(1), corners.amax(1)), 1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([2, 3, 7]))
 def test_roi_align_is_the_mean_of_its_samples(seed: int, size: int) -> None:
     chance = torch.Generator().manual_seed(seed)
@@ -51,7 +51,7 @@ def test_roi_align_is_the_mean_of_its_samples(seed: int, size: int) -> None:
     assert not found[0].any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.floats(0.1, 0.9))
 def test_nms_keeps_what_no_better_one_of_its_group_overlaps(seed: int, threshold: float) -> None:
     chance = torch.Generator().manual_seed(seed)
@@ -70,7 +70,7 @@ def test_nms_keeps_what_no_better_one_of_its_group_overlaps(seed: int, threshold
     assert torch.nonzero(kept)[:, 0].tolist() == expected.tolist()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_groups_may_come_in_any_order_but_their_own(seed: int) -> None:
     """So proposals of several levels need no common order, which would be a TopK of more than TensorRT computes."""
@@ -82,7 +82,7 @@ def test_groups_may_come_in_any_order_but_their_own(seed: int) -> None:
     assert torch.equal(keep_best(boxes[by_group][None], groups[by_group][None], exists, iou, 3)[0], kept[by_group])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(0.1, 5000), st.floats(0.1, 5000))
 def test_a_box_is_looked_up_on_the_level_of_its_size(width: float, height: float) -> None:
     box = torch.tensor([3.0, 5.0, 3.0 + width, 5.0 + height], dtype=WIDE)

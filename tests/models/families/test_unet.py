@@ -144,7 +144,7 @@ def test_random_weights_see_the_image_and_are_not_chaotic(config: UNetConfig) ->
 WIDE, BILINEAR = narrow(), narrow(bilinear=True, num_classes=1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(height=st.integers(8, 70), width=st.integers(8, 70), bilinear=st.booleans())
 def test_logits_are_as_large_as_the_image(height: int, width: int, bilinear: bool) -> None:
     with torch.no_grad():

@@ -25,7 +25,7 @@ SIZES = {"rows": st.integers(1, 5), "columns": st.integers(1, 5), "side": st.int
 
 
 @given(**SIZES)
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_masks_are_torchs_indices_ties_included(rows: int, columns: int, side: int, seed: int) -> None:
     few = np.random.default_rng(seed).integers(0, 3, (2, 3, rows * side, columns * side))  # so that most windows tie
     x = torch.from_numpy(few.astype(np.float32))
@@ -40,7 +40,7 @@ def test_masks_are_torchs_indices_ties_included(rows: int, columns: int, side: i
 
 
 @given(**SIZES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_modes_of_unpooling(rows: int, columns: int, side: int, seed: int) -> None:
     x = torch.from_numpy(np.random.default_rng(seed).random((2, 3, rows, columns), np.float32))
     middle = (side - 1) // 2

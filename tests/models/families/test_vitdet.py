@@ -124,7 +124,7 @@ def test_a_block_is_its_definition(window: int, cells: int, size: tuple[int, int
     assert (found - expected).abs().max() < 1e-5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 3))
 def test_windows_come_back_as_they_went(height: int, width: int, window: int, batch: int) -> None:
     x = torch.arange(batch * height * width * 2.0).reshape(batch, height, width, 2) + 1

@@ -203,7 +203,7 @@ def layouts(draw: st.DrawFn) -> YOLOv6Config:
     )
 
 
-@settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # to shrink takes long
+@settings(max_examples=8, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # to shrink takes long
 @given(layouts())
 def test_any_width_depth_and_number_of_classes_is_read_from_shapes(layout: YOLOv6Config) -> None:
     state = on_meta(layout).state_dict()

@@ -60,7 +60,7 @@ def assert_refused(make: Any, match: str, kind: type[DeployError] = CheckpointEr
 # What builds
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     num_classes=st.integers(1, 7), num_keypoints=st.integers(1, 6), anchors=st.integers(1, 4), repeats=st.integers(1, 3)
 )
@@ -438,7 +438,7 @@ JUNK = st.recursive(
 LAYERS = st.sampled_from(KNOWN)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     rows=st.lists(
         st.one_of(

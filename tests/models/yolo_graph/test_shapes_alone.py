@@ -35,7 +35,7 @@ images = st.builds(meta, st.integers(1, 2), channels, sides, sides)
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_each_rule_gives_what_torch_gives(data: st.DataObject) -> None:
     x, y = data.draw(images), data.draw(images)
     kernel, stride, padding, dilation = (data.draw(pairs) for _ in range(4))

@@ -43,7 +43,7 @@ def filled(graph: bytes, folder: Path) -> onnx.ModelProto:
     return model
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(
@@ -76,7 +76,7 @@ def test_the_tensors_have_their_values_and_the_rest_is_as_it_was(
     assert read == onnx.load(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_what_is_cut_or_damaged_is_never_an_exception(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

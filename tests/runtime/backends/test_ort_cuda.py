@@ -148,7 +148,7 @@ def test_a_network_of_many_shapes_has_no_graph_and_keeps_the_buffers_of_a_few(tm
     assert set(CudaSession.runs) == {"-1"}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(batches=st.lists(st.integers(1, 9), min_size=1, max_size=12))
 def test_outputs_do_not_depend_on_the_runs_before(batches: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
     """The binding itself, without names translated: device ``cpu`` of ONNX Runtime's own."""

@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import deploykit
@@ -80,7 +80,6 @@ def interpolated(values: list[float], percent: float) -> float:
     return low + (high - low) * (place - math.floor(place))
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(1e-4, 1e6), min_size=1, max_size=250))
 def test_statistics_are_what_they_are_called(values: list[float]) -> None:
     found = Statistics.of(values)

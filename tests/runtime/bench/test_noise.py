@@ -23,7 +23,7 @@ def drawn(seed: int, count: int, *, centre: float = 10.0, memory: float = 0.0) -
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(times, st.floats(0.5, 2.0))
 def test_the_ratio_of_scaled_times_is_the_scale_and_the_interval_holds_the_value(old: list[float], by: float) -> None:
     found = ratio_of_medians(old, [by * value for value in old], paired=True)
@@ -33,7 +33,7 @@ def test_the_ratio_of_scaled_times_is_the_scale_and_the_interval_holds_the_value
     assert (found.low, found.high) == pytest.approx((by, by))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(times, times)
 def test_old_and_new_exchanged_give_the_reciprocal(old: list[float], new: list[float]) -> None:
     assert ratio_of_medians(old, new).value * ratio_of_medians(new, old).value == pytest.approx(1.0)

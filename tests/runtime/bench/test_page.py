@@ -91,7 +91,7 @@ def test_the_page_of_variants_has_each_with_its_interval() -> None:
 values = st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=60)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values)
 def test_drawings_are_well_formed_and_within_their_frame(times: list[float]) -> None:
     ratios = {f"v{i}": Ratio(value, value / 2, math.inf if i % 2 else value * 2) for i, value in enumerate(times[:5])}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import DataError
@@ -39,7 +39,6 @@ def needed(form: Format) -> None:
 def test_names_and_failures_come_back(form: Format) -> None:
     needed(form)
 
-    @settings(deadline=None)
     @given(ROWS)
     def check(rows: list[Row]) -> None:
         assert outline(encoded(rows, form), form) == [(row["name"], "error" in row) for row in rows]

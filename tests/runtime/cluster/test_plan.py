@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import NotFoundError, UsageError
@@ -23,7 +23,6 @@ def opened(*words: str | Path) -> list[object]:
     return [source for word in words for source in open_sources(str(word))]
 
 
-@settings(deadline=None)
 @given(names=NAMES, per_part=st.integers(1, 12))
 def test_every_image_is_in_exactly_one_part(names: list[str], per_part: int) -> None:
     plan = planned(names, per_part)
@@ -33,7 +32,6 @@ def test_every_image_is_in_exactly_one_part(names: list[str], per_part: int) -> 
     assert 1 <= len(parts[-1]) <= per_part
 
 
-@settings(deadline=None)
 @given(names=NAMES, per_part=st.integers(1, 12))
 def test_the_file_of_a_plan_is_strict_json_in_ascii_and_the_same_each_time(names: list[str], per_part: int) -> None:
     plan = planned(names, per_part)
@@ -43,7 +41,6 @@ def test_the_file_of_a_plan_is_strict_json_in_ascii_and_the_same_each_time(names
     assert [name for part in parts for name in part["names"]] == names
 
 
-@settings(deadline=None)
 @given(names=NAMES, other=NAMES)
 def test_plans_of_other_images_are_other_plans(names: list[str], other: list[str]) -> None:
     one, two = planned(names, 3), planned(other, 3)

@@ -61,7 +61,7 @@ class KilledAt:
         raise Killed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     names=st.lists(st.sampled_from(["a", "b", "bad", "é", "c d"]), min_size=1, max_size=25),
     per_part=st.integers(1, 6),

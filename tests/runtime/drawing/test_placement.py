@@ -43,7 +43,7 @@ def scenes(draw: st.DrawFn) -> tuple[Array, Array, tuple[int, int]]:
     return boxes, rng.integers(1, draw(st.integers(2, 250)), (count, steps, 2)), (height, width)
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(scenes())
 def test_labels_are_inside_and_apart_for_any_boxes(scene: tuple[Array, Array, tuple[int, int]]) -> None:
     boxes, sizes, (height, width) = scene
@@ -57,7 +57,7 @@ def test_labels_are_inside_and_apart_for_any_boxes(scene: tuple[Array, Array, tu
         assert common(shown[i], shown[i + 1 :]).sum() == 0
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(scenes())
 def test_no_label_hides_much_of_the_other_objects(scene: tuple[Array, Array, tuple[int, int]]) -> None:
     boxes, sizes, image = scene

@@ -89,7 +89,7 @@ def _problem(seed: int, images: int, objects: int) -> tuple[CocoData, Detections
 
 
 @BOTH
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(**PROBLEMS, kind=st.sampled_from(["bbox", "keypoints"]))
 def test_both_libraries_give_the_same_numbers_to_the_last_bit(seed: int, images: int, objects: int, kind: Kind) -> None:
     data, found = _problem(seed, images, objects)
@@ -111,7 +111,7 @@ def test_what_was_not_asked_for_does_not_count(engine: str) -> None:
         assert set(scores.per_class) == set(categories)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(**PROBLEMS)
 def test_the_truth_itself_scores_one_and_nothing_scores_zero(seed: int, images: int, objects: int) -> None:
     data, _ = _problem(seed, images, objects)

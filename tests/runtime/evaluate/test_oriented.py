@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import deploykit
@@ -140,7 +140,6 @@ def test_an_outline_that_is_none_is_an_error(segmentation: Any) -> None:
         scores_of([{"segmentation": segmentation}], np.array([[1.0, 1, 1, 1, 0]]))
 
 
-@settings(deadline=None)
 @given(st.floats(-3000, 30000), st.floats(-3000, 30000), st.floats(2, 500), st.floats(2, 500), st.floats(-7, 7))
 def test_the_rectangle_of_four_corners_is_the_box(x: float, y: float, w: float, h: float, angle: float) -> None:
     box = np.array([[x, y, w, h, angle]])

@@ -19,7 +19,7 @@ sides = st.integers(1, 150)
 
 
 @pytest.mark.parametrize("kind", FILTERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(source=st.tuples(sides, sides), size=st.tuples(sides, sides), seed=st.integers(0, 99), hard=st.booleans())
 def test_bytes_equal_those_of_pillow(
     kind: str, source: tuple[int, int], size: tuple[int, int], seed: int, hard: bool

@@ -14,7 +14,7 @@ from deploykit.spec import Fit, InputSpec
 sides = st.integers(1, 70)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(source=st.tuples(sides, sides), size=st.tuples(sides, sides), share=st.floats(0.01, 1.0), pillow=st.booleans())
 def test_a_square_from_the_middle_fills_the_canvas(
     source: tuple[int, int], size: tuple[int, int], share: float, pillow: bool

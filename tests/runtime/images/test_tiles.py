@@ -21,7 +21,7 @@ from deploykit.runtime.images.tiles import Tiling, plan_tiles, run_tiled
     overlap=st.integers(0, 149),
     step=st.sampled_from([1, 2, 3, 16]),
 )
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_each_pixel_is_kept_once_and_far_enough_from_artificial_edges(
     side: int, steps: int, overlap: int, step: int
 ) -> None:
@@ -67,7 +67,7 @@ def blur(images: Array, rounds: int) -> Array:
     height=st.integers(1, 70), width=st.integers(1, 70), tile=st.integers(9, 40), rounds=st.integers(0, 4),
     batch=st.integers(1, 5),
 )  # fmt: skip
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_no_seam_where_the_overlap_covers_the_receptive_field(
     height: int, width: int, tile: int, rounds: int, batch: int
 ) -> None:

@@ -89,7 +89,7 @@ def test_the_whole_chain_is_walked_from_any_of_its_files(start: str, folder: Pat
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_changed_bit_anywhere_differs_and_nothing_else_is_raised(
     whole: dict[str, bytes], tmp_path: Path, data: st.DataObject
 ) -> None:

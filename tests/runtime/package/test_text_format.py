@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.runtime.package.text_format import Word, text_of
@@ -20,7 +20,6 @@ def parsed(text: str) -> Any:
     return text_format.Parse(text, schema.ModelConfig())
 
 
-@settings(deadline=None)
 @given(
     TEXT,
     st.integers(0, 2**31 - 1),

@@ -70,7 +70,7 @@ PART = st.text("aZ0 .-_\u00e9", min_size=1, max_size=8).filter(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     digests=st.dictionaries(
         st.lists(PART, min_size=1, max_size=3).map("/".join), st.text("0123456789abcdef", min_size=64, max_size=64)

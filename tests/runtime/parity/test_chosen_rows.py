@@ -33,7 +33,7 @@ def bad(a: Array, b: Array, layout: EndToEndRows = LAYOUT, limits: Tolerance = L
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(0, 60))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_the_order_of_rows_and_rounding_do_not_matter(seed: int, count: int) -> None:
     rows, rng = some_rows(seed, count), np.random.default_rng(seed)
     noise = rng.uniform(-1, 1, rows.shape) * [1e-3, 1e-3, 1e-3, 1e-3, 9e-6, 0]
@@ -128,7 +128,7 @@ def test_rows_that_score_little_do_not_outweigh_the_few_that_matter() -> None:
 
 
 @given(seed=st.integers(0, 1000), lost=st.integers(0, 10))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_what_rounding_did_to_the_order_is_told(seed: int, lost: int) -> None:
     rows, rng = some_rows(seed, 40), np.random.default_rng(seed)
     rows[30:, 4] = rows[30, 4]  # the end of a full list: any of these may be in it

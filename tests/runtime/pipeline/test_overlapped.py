@@ -109,7 +109,7 @@ def sources(draw: st.DrawFn) -> Callable[[], Source]:
     return lambda: Source(items, batch, slow, here)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sources(), st.integers(2, 6), st.booleans(), st.sampled_from([None, 1, 5]))
 def test_any_number_of_workers_gives_the_same(
     make: Callable[[], Source], workers: int, tells: bool, stop: int | None

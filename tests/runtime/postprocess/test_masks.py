@@ -13,7 +13,7 @@ from tests.reference import two_stage as reference
 SIDE = st.floats(-6, 18).map(lambda v: round(v, 2))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.tuples(SIDE, SIDE, SIDE, SIDE), st.integers(1, 5), st.integers(0, 1000))
 def test_it_is_the_definition(box: tuple[float, ...], cells: int, seed: int) -> None:
     box = (min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3]))

@@ -46,7 +46,7 @@ def published(coefficients: Array, prototypes: Array, boxes: Array, source: tupl
     return found, (found > 0) & inside
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.tuples(st.integers(1, 150), st.integers(1, 150)),
     st.tuples(st.sampled_from((32, 64, 96, 128)), st.sampled_from((32, 64, 96, 128))),

@@ -52,7 +52,6 @@ def ship(*turned: tuple[float, float, float, float, float], scores: tuple[float,
     return rows_of(np.array(turned), np.array(scores), np.broadcast_to(np.array(labels), len(turned)))
 
 
-@settings(deadline=None)
 @given(BOX, BOX)
 def test_the_overlap_is_that_of_two_gaussians(a: tuple[float, ...], b: tuple[float, ...]) -> None:
     found = overlaps(np.array([a]), np.array([b]))[0, 0]
@@ -62,7 +61,6 @@ def test_the_overlap_is_that_of_two_gaussians(a: tuple[float, ...], b: tuple[flo
     assert found == pytest.approx(overlaps(np.array([b]), np.array([a]))[0, 0], abs=1e-7)
 
 
-@settings(deadline=None)
 @given(BOX, BOX, st.integers(-2, 2))
 def test_half_a_turn_and_a_quarter_with_exchanged_sides_change_nothing(
     a: tuple[float, ...], b: tuple[float, ...], turns: int
@@ -120,7 +118,7 @@ def test_what_is_no_box_neither_suppresses_nor_is_suppressed() -> None:
     assert kept(broken) == [1]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(1, 150), st.integers(1, 20))
 def test_it_is_the_definition(seed: int, count: int, most: int) -> None:
     """More boxes than are compared at once, in a crowd."""
@@ -183,7 +181,6 @@ def test_it_keeps_what_the_original_keeps(shared: Path) -> None:
             np.testing.assert_array_equal(given, expected[:count])
 
 
-@settings(deadline=None)
 @given(BOX)
 def test_the_longer_side_comes_first_and_its_angle_lies_below_pi(box: tuple[float, ...]) -> None:
     for kind in (np.float32, np.float64):
@@ -208,7 +205,6 @@ def test_corners_and_the_upright_box_around_them() -> None:
     np.testing.assert_allclose(hulls_of(turned), np.concatenate((corners.min(1), corners.max(1)), 1), atol=1e-12)
 
 
-@settings(deadline=None)
 @given(BOX)
 def test_where_both_scales_are_equal_the_corners_are_mapped(box: tuple[float, ...]) -> None:
     place = Letterbox((80, 120), (40, 60), (64, 64), (2, 12))

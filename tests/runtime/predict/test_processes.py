@@ -77,7 +77,7 @@ def test_many_threads_find_what_one_finds(desk: Array) -> None:
             list(pool.map(work, range(4)))
 
 
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(
     seed=st.integers(0, 2**32 - 1), threads=st.integers(1, 4), workers=st.integers(1, 3),
     sizes=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=3),

@@ -62,7 +62,7 @@ def _seen(model: Predictor[Result], source: object, *, workers: int, tells: bool
     return found
 
 
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     order=st.lists(st.integers(0, 7), min_size=1, max_size=16),
     batch=st.integers(1, 4), workers=st.integers(2, 5), tells=st.booleans(), in_memory=st.booleans(),

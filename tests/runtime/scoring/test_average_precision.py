@@ -31,7 +31,7 @@ def upright(data: CocoData, found: Detections, image: int, category: int) -> Ima
     return ImageOverlaps(found.scores[own], boxes[:, 2] * boxes[:, 3], areas, crowd, overlaps)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(**PROBLEMS)
 def test_with_the_librarys_overlaps_it_gives_the_librarys_numbers(seed: int, images: int, objects: int) -> None:
     """Crowds, tied scores, empty images, strangers, objects of all sizes."""
@@ -85,7 +85,7 @@ def test_without_an_object_there_is_no_number() -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 6))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_larger_overlap_is_never_worse_for_the_best_detection(seed: int, found: int, objects: int) -> None:
     """Of one object, and at each recall: moving its overlap up can only add thresholds at which it is found."""
     random = np.random.default_rng(seed)

@@ -140,7 +140,7 @@ def test_an_item_that_fails_fails_alone() -> None:
     in_loop(test)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     items=st.lists(st.tuples(st.integers(0, 30), st.sampled_from("ab"), st.integers(1, 5), st.booleans()), max_size=25),
     workers=st.integers(1, 3),

@@ -296,7 +296,7 @@ def test_classes_are_listed_with_their_probabilities(page: Browser, tmp_path: Pa
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_run_lengths_become_the_mask_again(
     window: Browser, address: str, height: int, width: int, share: float, seed: int
 ) -> None:

@@ -118,7 +118,7 @@ CHOSEN = replace(ROWS, output=EndToEndRows())
     confidences=st.tuples(st.integers(1, 99), st.integers(1, 99)).map(sorted),
     options=st.fixed_dictionaries({}, optional={"max_det": st.integers(1, 9), "multi_label": st.booleans()}),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_threshold_that_filters_gives_what_the_model_gives_at_it(
     spec: ModelSpec, seed: int, confidences: list[int], options: dict[str, Any]
 ) -> None:

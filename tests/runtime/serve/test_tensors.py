@@ -41,7 +41,7 @@ def equal(one: Tensor, other: Tensor) -> bool:
     return (one.datatype, a.shape, a.dtype) == (other.datatype, b.shape, b.dtype) and to_bytes(one) == to_bytes(other)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tensors())
 def test_bytes_are_read_back(tensor: Tensor) -> None:
     data = to_bytes(tensor)
@@ -51,7 +51,7 @@ def test_bytes_are_read_back(tensor: Tensor) -> None:
             from_bytes("x", tensor.datatype, tensor.values.shape, wrong)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tensors(), st.booleans())
 def test_values_are_read_back_flat_and_nested(tensor: Tensor, nested: bool) -> None:
     try:
@@ -64,7 +64,7 @@ def test_values_are_read_back_flat_and_nested(tensor: Tensor, nested: bool) -> N
         from_values("x", tensor.datatype, tensor.values.shape, [*flat, *flat[:1]] if flat else [0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tensors())
 def test_tritons_client_writes_the_same_bytes(tensor: Tensor) -> None:
     utils = pytest.importorskip("tritonclient.utils", reason="tritonclient (extra dev) is not installed")
@@ -75,7 +75,7 @@ def test_tritons_client_writes_the_same_bytes(tensor: Tensor) -> None:
         assert utils.np_to_triton_dtype(tensor.values.dtype) == tensor.datatype == datatype_of(tensor.values.dtype.name)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from((*TYPES, BYTES)), st.lists(st.integers(-2, 5), max_size=3), st.binary(max_size=64))
 def test_whatever_comes_is_a_tensor_or_refused(datatype: str, shape: list[int], data: bytes) -> None:
     try:

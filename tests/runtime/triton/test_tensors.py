@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import ImageSizeError, UsageError
@@ -18,7 +18,6 @@ from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec, RawDetections
 SIDE = st.integers(1, 90)
 
 
-@settings(deadline=None)
 @given(
     SIDE, SIDE, st.sampled_from(["letterbox", "resize", "crop", "pad"]), st.booleans(),
     st.sampled_from(["none", "batch", "shape"]), st.sampled_from(["centre", "top-left"]), st.sampled_from([1, 3, 4]),

@@ -91,7 +91,7 @@ def corrections(exact: ir.Model, wrong: ir.Model, images: list[Array] = FITTED) 
     return changes, report.after
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), biased=st.booleans())
 def test_a_factor_and_a_shift_of_each_channel_are_taken_back(seed: int, biased: bool) -> None:
     exact = three_layers(seed, biased=biased)

@@ -99,7 +99,7 @@ def int8_error(graph: ir.Model, exact: Sequence[Array]) -> float:
     return float(np.mean([np.abs(a - b).mean() for a, b in zip(exact, results(quantized), strict=True)]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10_000),
     activation=st.sampled_from(["Relu", "LeakyRelu", "Identity", "Sigmoid", "HardSwish", "Clip"]),
@@ -152,7 +152,7 @@ CSP_WEIGHTS = {
 }  # fmt: skip
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10_000))
 def test_groups_of_channels_pass_concatenations_pools_and_sums(seed: int) -> None:
     graph = network(*CSP, weights=CSP_WEIGHTS, seed=seed)

@@ -32,7 +32,7 @@ def folded(model: ir.Model, alpha: float = 0.5) -> tuple[ir.Model, Changes]:
     return new, changes
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.booleans(), st.booleans(), st.booleans(), st.sampled_from([0.25, 0.5, 1.0]))
 def test_the_network_stays_the_same_to_the_last_bit(
     seed: int, padded: bool, added: bool, shown: bool, alpha: float

@@ -322,7 +322,7 @@ def test_what_no_tensor_tells_is_a_plain_attribute() -> None:
         assert float((heads(x) - as_built).abs().max()) > 0.01
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
 def test_an_area_sees_nothing_of_the_others_but_through_the_convolution(
     heads: int, height: int, width: int, area: int, seed: int

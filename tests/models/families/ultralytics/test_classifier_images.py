@@ -231,7 +231,7 @@ hostile_steps = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=st.lists(hostile_steps, max_size=5) | values, version=values)
 def test_hostile_steps_give_an_input_all_the_same(steps: Any, version: Any) -> None:
     root = Module("", "ultralytics.nn.tasks.ClassificationModel", {"transforms": {"step": "x", "transforms": steps}})

@@ -140,7 +140,7 @@ SIZES = st.sampled_from([(32, 32), (64, 96), (128, 160)])  # 21, 126 and 420 cel
 
 
 @pytest.mark.parametrize("name", [name for name, make in HEADS.items() if make().dual])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(size=SIZES, seed=st.integers(0, 1000))
 def test_the_best_are_chosen_in_two_steps_and_decoded_as_every_cell(
     name: str, size: tuple[int, int], seed: int
@@ -167,7 +167,7 @@ def test_the_best_are_chosen_in_two_steps_and_decoded_as_every_cell(
 
 
 @pytest.mark.parametrize("name", HEADS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 1000))
 def test_cells_can_be_chosen_before_they_are_decoded(name: str, seed: int) -> None:
     head = seeded(HEADS[name])

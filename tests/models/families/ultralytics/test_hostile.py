@@ -158,7 +158,7 @@ ROW = st.tuples(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     rows=st.lists(st.one_of(st.just(CONV), ROW, JUNK), max_size=4),
     head=st.one_of(

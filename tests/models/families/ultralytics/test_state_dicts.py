@@ -134,7 +134,7 @@ HEAD = [key for key in STATE if key.startswith("model.23.")]
 SHAPE = st.lists(st.sampled_from([0, 1, 2, 3, 4, 7, 16, 64, 2**17]), max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     changes=st.dictionaries(st.one_of(st.sampled_from(HEAD), st.sampled_from([*STATE])), SHAPE, min_size=1, max_size=4),
     lost=st.lists(st.sampled_from([*HEAD, *STATE][:200]), max_size=3),
