@@ -145,6 +145,7 @@ def quantize_graph(
     found, folds = calibrate(trials, changes, folds, progress)
     trials.settle()
     layers = quantisable(model.graph)
+    labels = {str(node.name): label_of(node) for node in layers}  # before a quantized weight takes the place of theirs
     method, by_image, ranges = found.method, found.by_image, found.ranges
     errors = {name: fmean(values) for name, values in by_image.items()}
     sensitivity, error = None, errors[method]
@@ -165,7 +166,7 @@ def quantize_graph(
         names_sha256=hashlib.sha256("\n".join(p.name for p in calibration.images()).encode()).hexdigest(),
         cached=found.activations.cached,
         done=done,
-        labels={str(node.name): label_of(node) for node in layers},
+        labels=labels,
         kept_by={"auto": "measurement", "none": "nobody"}.get(str(exclude), "name"),
         keep_as=options.keep_as,
         sensitivity=sensitivity,

@@ -260,6 +260,7 @@ def test_int8_is_calibrated_by_the_best_method_and_keeps_what_hurts(
     assert set(report.errors) == {"minmax", "percentile", "mse"}
     assert report.errors[report.method] == min(report.errors.values())
     assert (report.images, report.kept_by) == (3, "measurement")
+    assert {name.partition(".")[0] for name in report.labels.values()} == {"model"}  # of the network, not of nodes
     lines = dict(report.lines())
     assert "layers, chosen by measurement" in lines["not quantized"]
     nothing = replace(report, kept_by="nobody", sensitivity=None, error=None, done=replace(report.done, kept=()))
