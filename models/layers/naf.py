@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from deploykit.models.fuse import check_fold, fold_into, probe_of, shared_copy
 from deploykit.models.layers.norm import LayerNorm2d
+from deploykit.models.layers.pool import GlobalMean
 
 __all__ = ["BoxMean", "FixedAttention", "NafBlock", "naf_blocks", "simple_gate"]
 
@@ -35,11 +36,13 @@ class BoxMean(nn.Module):
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
+        self.whole = GlobalMean()
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         if self.side >= height and self.side >= width:
-            return x.mean((2, 3), keepdim=True)
+            mean: Tensor = self.whole(x)
+            return mean
         rows, columns = min(self.side, height), min(self.side, width)
         means = _running_mean(_running_mean(x, 2, rows), 3, columns)
         top, left = (rows - 1) // 2, (columns - 1) // 2
@@ -81,7 +84,7 @@ class NafBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, wide, 1)
         self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
         self.conv3 = nn.Conv2d(wide // 2, channels, 1)
-        self.sca: nn.Module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(wide // 2, wide // 2, 1))
+        self.sca: nn.Module = nn.Sequential(GlobalMean(), nn.Conv2d(wide // 2, wide // 2, 1))
         self.conv4 = nn.Conv2d(channels, wide_ffn, 1)
         self.conv5 = nn.Conv2d(wide_ffn // 2, channels, 1)
         self.norm1, self.norm2 = LayerNorm2d(channels), LayerNorm2d(channels)

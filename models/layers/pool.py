@@ -11,6 +11,18 @@ from deploykit.models.layers.conv import Conv
 from deploykit.models.layers.norm import scale_batch_norms
 
 
+class GlobalMean(nn.Module):
+    """The mean of each channel: ``(B, C, H, W)`` to ``(B, C, 1, 1)``.
+
+    It is a mean of rows, then one of their means. ONNX Runtime (1.31 at least) adds up a map value by value in float32:
+    where most are equal, as in a dark image, the mean of 256 x 256 is off by 1e-4 of its value, and of larger maps by
+    more; means of rows leave 1e-6.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(3, keepdim=True).mean(2, keepdim=True)
+
+
 class ZeroPad2d(nn.ZeroPad2d):
     """Torch's layer, ``padding`` is (left, right, top, bottom), exported as a concatenation with zeros.
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from deploykit.models.families.dynopool.hrnet import conv_bn
 from deploykit.models.families.dynopool.resize import DynOPool
+from deploykit.models.layers.pool import GlobalMean
 
 __all__ = ["MBConv", "SqueezeExcite"]
 
@@ -15,11 +16,11 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
+        self.mean = GlobalMean()
         self.reduce, self.expand = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean((2, 3), keepdim=True)
-        factor: Tensor = self.expand(nn.functional.silu(self.reduce(mean))).sigmoid()
+        factor: Tensor = self.expand(nn.functional.silu(self.reduce(self.mean(x)))).sigmoid()
         return x * factor
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from deploykit.errors import CheckpointError, FoldError, UsageError, WeightsMismatchError
 from deploykit.export.engine.build import build_engine
+from deploykit.export.graph.trace import example_input, export_to_ir
 from deploykit.export.options import PrecisionOptions
 from deploykit.export.precision.half_rules import LARGEST_SQUARED
-from deploykit.export.to_onnx import onnx_from_model
+from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.create.random_weights import create_checkpoint, randomise
 from deploykit.models.families import nafnet
@@ -25,10 +27,12 @@ from deploykit.models.families.nafnet import Nafnet, NafnetConfig, receptive_fie
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.naf import BoxMean, NafBlock
 from deploykit.models.layers.norm import LayerNorm2d
+from deploykit.models.layers.pool import GlobalMean
 from deploykit.models.registry import ReferenceModel, create_model, load_model, with_rewrite
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.tiles import Tiling, run_tiled
 from deploykit.runtime.session import open_session
+from deploykit.spec import DenseOutput, InputSpec, ModelSpec
 from tests.meta_model import meta_model
 
 PUBLISHED = {
@@ -359,3 +363,23 @@ def test_an_array_of_any_size(tmp_path: Path) -> None:
         for height, width in ((1, 1), (5, 4), (4, 8), (31, 33)):
             image: Array = np.random.default_rng(0).random((1, 3, height, width), np.float32)
             assert network(torch.from_numpy(image)).shape == image.shape
+
+
+def test_the_mean_of_a_dark_image_is_that_of_float64_in_onnx_runtime(tmp_path: Path) -> None:
+    """Value by value, float32 loses 1e-4 of the mean of such a map."""
+    spec = ModelSpec("restore", InputSpec(size=(256, 256)), DenseOutput(name="image"))
+    graph = export_to_ir(GlobalMean().eval(), example_input(spec.input), spec, "dynamo", True, ["image"])
+    ir.save(graph, tmp_path / "m.onnx")
+    x = np.full((1, 3, 256, 256), 0.1, np.float32)
+    x[..., :64, :] = np.random.default_rng(0).random((64, 256))
+    with open_session(tmp_path / "m.onnx") as session:
+        (found,) = session.run({spec.input.name: x}).values()
+    np.testing.assert_allclose(found, x.astype(np.float64).mean((2, 3), keepdims=True), rtol=3e-6)
+
+
+@pytest.mark.slow
+def test_a_published_network_is_verified_on_inputs_with_dark_parts(tmp_path: Path) -> None:
+    weights = create_checkpoint("nafnet-w32-gopro", tmp_path / "m.pt")
+    report = export_onnx(weights, img=256, out=tmp_path / "m.onnx")
+    assert report.parity is not None
+    assert report.parity.ok
