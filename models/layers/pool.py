@@ -1,4 +1,5 @@
-"""Pooling blocks of the YOLO families (upstream ``models/common.py``, GPL-3.0: facts only, the code is ours)."""
+"""Pooling: blocks of the YOLO families (upstream ``models/common.py``, GPL-3.0: facts only, the code is ours), and the
+mean of a whole map."""
 
 from __future__ import annotations
 
