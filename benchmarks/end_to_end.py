@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PHOTO = ROOT / "deploykit" / "assets" / "apollo11_crew.jpg"
 CONF, IOU = 0.25, 0.45
 SAME = 0.9  # IoU from which two boxes are the same
+REST = 0.05  # seconds before each run, in which the threads of the one before stop to look for work
 
 
 def plain(session: Any, size: int, data: bytes) -> tuple[Array, Array]:
@@ -111,7 +112,7 @@ def main() -> None:
         model = export_onnx(weights, img=args.img, out=base, check=args.weights is not None).model
         images = encoded_images(args.images).data
         ways, shared = beside(weights, base, images, args), ""
-        times = interleaved({way: turn(run, images) for way, run in ways.items()}, args.rounds, warmup=2)
+        times = interleaved({way: turn(run, images) for way, run in ways.items()}, args.rounds, warmup=2, rest=REST)
         if args.weights is not None:
             shared = f" Ours and the script's share {agreement(ways, images)} boxes."
         trained = "" if args.weights else ", random weights"
@@ -186,7 +187,7 @@ def precisions(weights: Path, base: Path, images: tuple[bytes, ...], args: argpa
         files[kind] = folder / f"{kind.replace(' ', '-')}.onnx"
         export_onnx(weights, img=args.img, out=files[kind], precision=precision)
     runs = {kind: turn(deploykit.load(file, threads=args.threads), images) for kind, file in files.items()}
-    times = interleaved(runs, args.rounds, warmup=2)
+    times = interleaved(runs, args.rounds, warmup=2, rest=REST)
     columns = {"ms": "{:.1f}", "MB": "{:.2f}", **({"AP, points": "{:.2f}"} if args.data else {})}
     rows = []
     for kind, file in files.items():

@@ -5,15 +5,20 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def interleaved(
+    variants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, rest: float = 0.0
+) -> dict[str, list[float]]:
     """Milliseconds of each variant, a value a round; the ``warmup`` rounds before are not counted.
 
     Every round has an order of its own (seeded), so that what one variant leaves in a cache serves no other one alone.
+    ``rest`` seconds pass before each run: threads of some libraries look for work for a while after theirs and would
+    take the cores from whoever comes next.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     chance = random.Random(0)
     for number in range(warmup + rounds):
         for name in chance.sample(list(variants), len(variants)):
+            time.sleep(rest)
             start = time.perf_counter()
             variants[name]()
             if number >= warmup:

@@ -233,7 +233,7 @@ def _guards_in_vain(node: ir.Node) -> bool:
     if node.op_type != "Where" or node.domain or node.outputs[0].is_graph_output() or None in node.inputs:
         return False
     test, other, value = node.inputs
-    assert test is not None and other is not None and value is not None  # noqa: PT018
+    assert test is not None and other is not None and value is not None  # noqa: PT018  # None in node.inputs, above
     tester, softmax = test.producer(), value.producer()
     zero = other.const_value is not None and not other.const_value.numpy().any()
     return (
