@@ -6,7 +6,7 @@ import gc
 import importlib.util
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -43,8 +43,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     """Leave the objects of imports and of collected tests out of garbage collections."""
+    leave_out()
+
+
+def leave_out() -> None:
+    """Collect, and leave what is there out of later collections."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """What is there when a module of tests is done stays: imports and caches, millions of objects in the end.
+
+    Engines are built and loaded after a collection, which would look at all of them each time.
+    """
+    done = yield
+    if (nextitem is None or nextitem.path != item.path) and any(gc.get_count()[1:]):  # it made enough to look at
+        leave_out()
+    return done
 
 
 @pytest.fixture
