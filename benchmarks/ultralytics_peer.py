@@ -78,6 +78,7 @@ class Peer:
                 env=own | offline | {"OMP_NUM_THREADS": str(os.cpu_count())},
             )
         except OSError as error:
+            self._log.close()
             raise PeerError(f"{python} cannot be run: {error.strerror}") from None
 
     def ask(self, part: str, **arguments: Any) -> dict[str, Any]:

@@ -94,7 +94,12 @@ def test_little_memory_makes_workers_wait_for_the_command() -> None:
     assert SCALING.simulate(little, 64).seconds >= SCALING.simulate(setting, 64).seconds
 
 
-def test_the_guide_has_the_tables_that_the_script_prints(root: Path) -> None:
+FIRST = next(iter(SCALING.SETTINGS))
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == FIRST else pytest.param(name, marks=pytest.mark.slow) for name in SCALING.SETTINGS]
+)
+def test_the_guide_has_the_tables_that_the_script_prints(name: str, root: Path) -> None:
     page = (root / "docs/guides/cluster.md").read_text()
-    for name, setting in SCALING.SETTINGS.items():
-        assert f"{name[0].upper()}{name[1:]}:\n\n{SCALING.table(setting)}\n" in page
+    assert f"{name[0].upper()}{name[1:]}:\n\n{SCALING.table(SCALING.SETTINGS[name])}\n" in page

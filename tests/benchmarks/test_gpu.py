@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -139,10 +140,13 @@ def test_the_driver_runs_its_parts_where_there_is_no_gpu(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(gpu_unavailable_reason() is None, reason="this machine has a GPU")
-def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == DeviceError.exit_code
-    assert done.stderr.startswith("an NVIDIA GPU is required, but ")
+def test_without_a_gpu_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "path", [*sys.path])  # which the script adds to
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"), run_name="__main__")
+    assert ended.value.code == DeviceError.exit_code
+    assert capsys.readouterr().err.startswith("an NVIDIA GPU is required, but ")
     assert not list(tmp_path.iterdir())

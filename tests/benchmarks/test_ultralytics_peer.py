@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -98,15 +98,15 @@ def test_rows_of_a_one_to_one_branch_are_paired_and_missing_ones_counted() -> No
     assert found == {"missing": 1, "box": 0, "score": 0}
 
 
-def test_without_the_package_nothing_is_measured_and_the_page_stays(tmp_path: Path) -> None:
+def test_without_the_package_nothing_is_measured_and_the_page_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     kept = tmp_path / "page.md"
     kept.write_text("as it was")
-    command = [sys.executable, str(SCRIPT), "--out", str(kept), "--peer-python"]
-    done = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, check=True)
-    assert (
-        done.stdout
-        == f"not measured: the other package: {tmp_path / 'none'} cannot be run: No such file or directory\n"
-    )
+    monkeypatch.setattr(sys, "argv", [SCRIPT.name, "--out", str(kept), "--peer-python", str(tmp_path / "none")])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    said = f"not measured: the other package: {tmp_path / 'none'} cannot be run: No such file or directory\n"
+    assert capsys.readouterr() == (said, "")
     assert kept.read_text() == "as it was"
 
 

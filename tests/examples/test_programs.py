@@ -1,4 +1,7 @@
-"""The programs of examples/ run as they are, each in a process of its own, and their output is what they say."""
+"""The programs of examples/ run as they are, and their output is what they say.
+
+Each has a process of its own once; where a test runs one again, it does so in this process.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import csv
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -34,6 +38,23 @@ def run(folder: Path, name: str, *words: str, code: int = 0) -> tuple[str, str]:
     assert done.returncode == code, done.stderr[-1500:]
     assert code or not done.stderr
     return done.stdout, done.stderr
+
+
+@pytest.fixture
+def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a program in this process, in the test's folder; return what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *words: str, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        assert ended.value.code == code
+        out, err = capsys.readouterr()
+        assert not err
+        return out
+
+    return run
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -153,14 +174,14 @@ def test_a_folder_becomes_a_table(folder: Path) -> None:
             np.testing.assert_allclose([float(row["x1"]) for row in mine], result.boxes[:, 0], atol=0.01)
 
 
-def test_a_table_goes_on_where_it_stopped(folder: Path) -> None:
-    run(folder, "folder_to_csv.py", "images")
+def test_a_table_goes_on_where_it_stopped(folder: Path, run_here: Callable[..., str]) -> None:
+    run_here("folder_to_csv.py", "images")
     table = folder / "results.csv"
     whole = table.read_bytes()
     line = whole.index(b"images/b.png")
     for kept in (0, line - 5, line + 5, whole.index(b"\n", line) + 1, whole.index(b"in, side") - 3, len(whole) - 4):
         table.write_bytes(whole[:kept])
-        out, _ = run(folder, "folder_to_csv.py", "images")
+        out = run_here("folder_to_csv.py", "images")
         assert table.read_bytes() == whole
     assert "2 of them in results.csv already" in out
 
@@ -194,16 +215,16 @@ def other_weights(file: Path) -> None:
     onnx.save(model, str(file))
 
 
-def test_exports_are_compared_with_a_junit_file(tmp_path: Path) -> None:
+def test_exports_are_compared_with_a_junit_file(tmp_path: Path, run_here: Callable[..., str]) -> None:
     shutil.copy(ASSETS / "markers.onnx", tmp_path / "same.onnx")
     same = (str(ASSETS / "markers.onnx"), "same.onnx")
-    out, _ = run(tmp_path, "compare_exports.py", *same)
+    out = run_here("compare_exports.py", *same)
     assert out.endswith("same.onnx is verified against markers.onnx\n")
     assert "FAILED" not in out
     suite = next(ElementTree.parse(tmp_path / "verify.xml").getroot().iter("testsuite"))
     assert int(suite.attrib["tests"]) == out.count("passed: ")
     other_weights(tmp_path / "other.onnx")
-    out, _ = run(tmp_path, "compare_exports.py", same[0], "other.onnx", "--junit", "other.xml", code=1)
+    out = run_here("compare_exports.py", same[0], "other.onnx", "--junit", "other.xml", code=1)
     assert out.endswith("other.onnx is not verified against markers.onnx\n")
     suite = next(ElementTree.parse(tmp_path / "other.xml").getroot().iter("testsuite"))
     assert int(suite.attrib["failures"]) == out.count("FAILED: ") > 0
