@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Literal
@@ -153,6 +154,7 @@ class Import:
     where: Literal["module", "function", "types"]
 
 
+@cache
 def imports_of(source: str) -> list[Import]:
     """Everything that a module imports, wherever it does."""
     found: list[Import] = []
