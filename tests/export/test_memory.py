@@ -13,10 +13,11 @@ from torch import nn
 from deploykit import export_onnx
 from deploykit.export import to_onnx
 from deploykit.export.parity import onnx_file
-from deploykit.models.create.random_weights import create_checkpoint
 
 
-def test_the_folded_weights_are_gone_when_the_file_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folded_weights_are_gone_when_the_file_is_verified(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fold, verify = to_onnx.fuse_model, to_onnx.verify_file
     weights: list[weakref.ref[Any]] = []
     alive: list[int] = []
@@ -34,17 +35,18 @@ def test_the_folded_weights_are_gone_when_the_file_is_verified(tmp_path: Path, m
     monkeypatch.setattr(to_onnx, "fuse_model", folded)
     monkeypatch.setattr(to_onnx, "verify_file", verified)
     monkeypatch.setattr(to_onnx, "COLLECTED", 0)
-    checkpoint = create_checkpoint("yolov5n", tmp_path / "m.pt")
     gc.disable()  # what is collected by chance is none of the export's doing
     try:
-        assert export_onnx(checkpoint, img=64).parity
+        assert export_onnx(checkpoint, out=tmp_path / "m.onnx", img=64).parity
     finally:
         gc.enable()
     assert weights
     assert alive == [0]
 
 
-def test_a_file_is_in_memory_once_while_it_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_in_memory_once_while_it_is_verified(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """NMS in the graph is run with its own thresholds and with open ones, which are two sessions."""
     opened, alive, most = onnx_file._opened, 0, []
 
@@ -64,8 +66,7 @@ def test_a_file_is_in_memory_once_while_it_is_verified(tmp_path: Path, monkeypat
         return session
 
     monkeypatch.setattr(onnx_file, "_opened", counted)
-    checkpoint = create_checkpoint("yolov5n", tmp_path / "m.pt")
-    report = export_onnx(checkpoint, img=64, nms="graph")
+    report = export_onnx(checkpoint, out=tmp_path / "m.onnx", img=64, nms="graph")
     assert report.parity
     assert {m.what for m in report.parity.matchings} == {"detections", "best rows"}
     assert most == [1, 1]

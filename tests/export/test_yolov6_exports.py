@@ -63,7 +63,7 @@ def test_nms_in_the_graph_finds_what_nms_behind_it_finds(tmp_path: Path) -> None
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
 @pytest.mark.skipif(gpu_unavailable_reason() is None, reason="on a GPU tests/gpu builds engines and runs them")
-@pytest.mark.parametrize("name", ["yolov6m", "yolov6n_v1"])
+@pytest.mark.parametrize("name", ["yolov6m", pytest.param("yolov6n_v1", marks=pytest.mark.slow)])
 def test_an_engine_is_built(name: str, tmp_path: Path) -> None:
     out = tmp_path / "m.onnx"
     onnx_from_model(model_of(name), out=out, img=64, options=OnnxOptions(exporter="legacy"), check=False)

@@ -34,7 +34,7 @@ def pixels(*shape: int) -> np.ndarray:
     return np.random.default_rng(7).integers(0, 256, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "legacy"])
 def test_a_dynamic_shape_takes_any_batch_and_any_good_size(exporter: Any, tmp_path: Path) -> None:
     model = model_of("few-yolox", num_classes=2)
     out = tmp_path / "m.onnx"

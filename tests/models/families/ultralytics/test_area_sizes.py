@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from deploykit.errors import CheckpointError, ImageSizeError
+from deploykit.export.options import OnnxOptions
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import open_session
 from deploykit.models.create.random_weights import randomise
@@ -55,11 +57,13 @@ def test_the_published_ones_take_every_multiple_of_their_stride() -> None:
     assert model.stride == 32
 
 
-def test_other_sizes_are_refused_and_a_free_shape_serves_all_that_fit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "legacy"])
+def test_other_sizes_are_refused_and_a_free_shape_serves_all_that_fit(exporter: Any, tmp_path: Path) -> None:
     model = network(2, 4)
     with pytest.raises(ImageSizeError, match=r"96x96 .* multiples of its stride 64; the next valid size is --img 128"):
         onnx_from_model(model, out=tmp_path / "m.onnx", img=96)
-    report = onnx_from_model(model, out=tmp_path / "m.onnx", img=128, dynamic="shape")
+    options = OnnxOptions(exporter=exporter, dynamic="shape")
+    report = onnx_from_model(model, out=tmp_path / "m.onnx", img=128, options=options)
     images = torch.rand(1, 3, 64, 192)
     with open_session(report.path) as session, torch.inference_mode():
         found = torch.from_numpy(session.run({"images": images.numpy()})["output"])

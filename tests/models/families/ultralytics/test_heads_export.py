@@ -68,7 +68,7 @@ def test_one_program_serves_every_batch(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "free"),
     [
-        ("detect", "shape"),
+        pytest.param("detect", "shape", marks=pytest.mark.slow),  # tests/export/test_end_to_end.py has a free shape
         ("v10", "batch"),
         pytest.param("pose26", "shape", marks=pytest.mark.slow),
         pytest.param("segment26", "batch", marks=pytest.mark.slow),
