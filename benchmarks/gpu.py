@@ -231,10 +231,8 @@ def _end_to_end(step: Step, device: Device, networks: list[Network], batches: tu
     """
 
     def measure(network: Network, precision: str, batch: int) -> dict[str, float]:
-        file, spec = network.files[precision], network.spec(batch)
-        frames = [photograph(FRAME, i) for i in range(batch)]
-        graph = device.real
-        with device.opened(file, batch, network.size, graph=graph) as session, ThreadPoolExecutor(2) as threads:
+        frames, spec = [photograph(FRAME, i) for i in range(batch)], network.spec(batch)
+        with device.fastest(network, precision, batch, step) as session, ThreadPoolExecutor(2) as threads:
             asked = PredictOptions(batch=batch)
             fused: Any = GpuPredictor(session, spec, asked, library=device.kernels())
             usual: Any = Predictor(session, spec, asked)

@@ -146,6 +146,8 @@ class Device:
                 raw, runs, notes = open_on_gpu(
                     onnxruntime, lambda providers, _: _raw_session(file, fixed, providers), self.gpu.index, options
                 )
+                if graph and not notes and not (runs and runs.graph):
+                    notes = ["its shapes are not all fixed, so it has no graph"]
                 if notes:
                     if runs is not None:
                         runs.close()
@@ -154,6 +156,18 @@ class Device:
                 providers: list[Any] = [(CUDA, options.for_provider(self.gpu.index)), CPU]
                 raw, runs = _raw_session(file, fixed, providers), None
         with OrtSession(file, raw, CUDA if self.real else CPU, requested=True, runs=runs) as session:
+            yield session
+
+    @contextlib.contextmanager
+    def fastest(self, network: Network, precision: str, batch: int, step: Step) -> Iterator[OrtSession]:
+        """A session of fixed shapes, in a graph where that works; where it does not, the step keeps the reason."""
+        file = network.files[precision]
+        with contextlib.ExitStack() as stack:
+            try:
+                session = stack.enter_context(self.opened(file, batch, network.size, graph=self.real))
+            except Skipped as e:
+                step.left_out.append(f"{network.name}, {precision}, {batch}, its graph: {e}")
+                session = stack.enter_context(self.opened(file, batch, network.size))
             yield session
 
     def facts(self) -> dict[str, str]:

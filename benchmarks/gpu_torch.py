@@ -47,7 +47,7 @@ def compiled_table(
             calls["torch.compile"] = partial(_waited, torch, compiled, image)
         else:
             step.left_out.append(f"{network.name}, {batch}, torch.compile: {left:.0f} s are left")
-        with torch.inference_mode(), device.opened(network.files["fp16"], batch, network.size, graph=True) as session:
+        with torch.inference_mode(), device.fastest(network, "fp16", batch, step) as session:
             given = image.cpu().contiguous().numpy().astype(session.inputs[0].dtype)
             session.run({session.inputs[0].name: given})
             assert session.runs is not None

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from gpu_parts import Sitting, Skipped, Step, rows_of, timed
+from gpu_parts import Device, Network, Sitting, Skipped, Step, rows_of, timed
 from measured import Row, Table
 
 from deploykit.errors import DeviceError
@@ -85,6 +87,25 @@ def test_variants_run_in_turn_and_as_often_as_the_time_allows() -> None:
     found = timed({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 10, 7)
     assert set(found) == {"a", "b"}
     assert calls.count("a") == calls.count("b") == 2 + 2 + 7  # to know how long one takes, to warm up, and to measure
+
+
+def test_a_network_without_a_graph_is_measured_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    @contextlib.contextmanager
+    def opened(self: Device, file: Path, batch: int, size: tuple[int, int], *, graph: bool = False) -> Iterator[Any]:
+        asked.append(graph)
+        if graph:
+            raise Skipped("it has a loop")
+        yield file
+
+    monkeypatch.setattr(Device, "opened", opened)
+    device, step = Device.__new__(Device), Step("end to end")
+    device.real = True
+    with device.fastest(Network("n", {"fp16": Path("n.onnx")}, (64, 64)), "fp16", 8, step) as session:
+        assert session == Path("n.onnx")  # type: ignore[comparison-overlap]
+    assert asked == [True, False]
+    assert step.left_out == ["n, fp16, 8, its graph: it has a loop"]
 
 
 @pytest.mark.slow
