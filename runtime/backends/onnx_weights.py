@@ -14,12 +14,14 @@ from pathlib import Path
 
 from deploykit.errors import ArtefactError
 
-__all__ = ["external_files", "external_paths", "graph_without_weights", "metadata_of"]
+__all__ = ["convolution_weights", "external_files", "external_paths", "graph_without_weights", "metadata_of"]
 
 LEAST_TENSOR = 1 << 20  # bytes; grids and other constants are smaller, and runtimes keep those as they are
 LEAST_SUM = 16 << 20  # bytes of such tensors in a file; below, reading them costs little
 
-GRAPH, METADATA_PROPS, INITIALIZER = 7, 14, 5  # two of ModelProto, one of GraphProto
+GRAPH, METADATA_PROPS, NODE, INITIALIZER = 7, 14, 1, 5  # two of ModelProto, two of GraphProto
+INPUT, OUTPUT, OP_TYPE = 1, 2, 4  # of NodeProto
+NAME = 8  # of TensorProto, and the next
 DIMS, DATA_TYPE, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 9, 13, 14  # of TensorProto
 FLOAT = EXTERNAL = 1
 
@@ -83,6 +85,40 @@ def metadata_of(file: Path) -> dict[str, str]:
     except (OSError, ValueError, IndexError) as e:
         raise _not_onnx(file, e) from e
     return found
+
+
+def convolution_weights(file: Path) -> list[tuple[int, ...]]:
+    """Return the shapes (outputs, inputs of a group, kernel) of the weights of an ONNX file's convolutions.
+
+    Those of its main graph whose weights are stored, as they are or quantized.
+
+    Raises:
+        ArtefactError: the file cannot be read.
+    """
+    shapes: dict[bytes, tuple[int, ...]] = {}
+    nodes: list[dict[int, list[bytes]]] = []
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for place in _inside(data, (0, len(data)), (GRAPH, NODE)):
+                node: dict[int, list[bytes]] = {INPUT: [], OUTPUT: [], OP_TYPE: []}
+                for number, _, _, start, end in _fields(data, *place):
+                    if number in node:
+                        node[number].append(data[start:end])
+                nodes.append(node)
+            for place in _inside(data, (0, len(data)), (GRAPH, INITIALIZER)):
+                name, sides = b"", []
+                for number, wire, _, start, end in _fields(data, *place):
+                    if number == NAME:
+                        name = data[start:end]
+                    elif number == DIMS:
+                        sides += [_number(data, start)[0]] if wire == 0 else _numbers(data, start, end)
+                shapes[name] = tuple(sides)
+        source = {node[OUTPUT][0]: node[INPUT][0] for node in nodes if node[OP_TYPE] == [b"DequantizeLinear"]}
+        weights = [node[INPUT][1] for node in nodes if node[OP_TYPE] == [b"Conv"]]
+    except (OSError, ValueError, IndexError) as e:
+        raise _not_onnx(file, e) from e
+    found = (shapes.get(source.get(name, name), ()) for name in weights)
+    return [shape for shape in found if len(shape) > 1]
 
 
 def _not_onnx(file: Path, error: Exception) -> ArtefactError:

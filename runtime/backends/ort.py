@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
@@ -29,11 +30,13 @@ from deploykit.runtime.backends.ort_cpu import give_back, low_memory, open_on_cp
 from deploykit.runtime.backends.ort_cuda import CPU, CUDA, DeviceRuns, open_on_gpu
 from deploykit.runtime.backends.ort_providers import (
     CudaOptions,
+    own_providers,
     plugin_for,
     reason_of,
     tensor_info,
     without_telemetry,
 )
+from deploykit.runtime.backends.ort_webgpu import NEEDS, NO_ADAPTER, WEBGPU, layout_for, turn_of
 from deploykit.runtime.backends.run_limit import RunLimit
 from deploykit.runtime.compute import default_threads
 from deploykit.runtime.native.library import check_undamaged, find_library, library_folder
@@ -52,7 +55,7 @@ INSTALL = {
     "QNNExecutionProvider": "pip install onnxruntime-qnn in place of onnxruntime",
     "MIGraphXExecutionProvider": "pip install onnxruntime-migraphx in place of onnxruntime, on Linux with an AMD GPU",
     "CoreMLExecutionProvider": "it is part of onnxruntime on macOS only",
-    "WebGpuExecutionProvider": f"{installing('webgpu')} beside it",
+    WEBGPU: f"{installing('webgpu')} beside it",
 }
 """Provider -> how to get an ONNX Runtime that has it; empty: by the extra gpu."""
 OWN_OPERATOR = re.compile(r"deploykit:(NmsKpt|DecodeRows)\(")  # in ONNX Runtime's message about an unknown operator
@@ -103,7 +106,7 @@ def open_session(
     ort: Any = import_extra("onnxruntime", "cpu")
     without_telemetry(ort)
     plugin = plugin_for(ort, provider)
-    providers = [] if plugin else _provider_list(provider, ort.get_available_providers(), ort.get_all_providers())
+    providers = [] if plugin else _provider_list(provider, own_providers(ort), ort.get_all_providers())
     settings = CudaOptions.from_environment()
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
@@ -116,8 +119,10 @@ def open_session(
     replacements = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in (overrides or {}).items()}
     for name, value in replacements.items():
         options.add_initializer(name, value)
+    layout_note = ""
     if plugin:
-        options.add_provider_for_devices(plugin[1], plugin[2])
+        layout, layout_note = layout_for(plugin[0], path)
+        options.add_provider_for_devices(plugin[1], plugin[2] | layout)
     elif providers == [CPU]:
         set_for_cpu(ort, options)
     if optimization == "pairs":
@@ -126,20 +131,21 @@ def open_session(
         "extended",
         "none",
     )  # ONNX Runtime then uses stored tensors as they are
-    try:
-        session, runs, notes = _loaded(ort, path, options, providers, settings, whole)
-    except Exception as e:  # ONNX Runtime's exceptions share no base class
-        if not OWN_OPERATOR.search(str(e)):
-            raise _load_error(path, e) from e
-        _register_own_operators(path, options)
+    first = plugin[0] if plugin else providers[0] if isinstance(providers[0], str) else providers[0][0]
+    with turn_of(first):
         try:
             session, runs, notes = _loaded(ort, path, options, providers, settings, whole)
-        except Exception as second:
-            raise _load_error(path, second) from second
-    first = plugin[0] if plugin else providers[0] if isinstance(providers[0], str) else providers[0][0]
+        except Exception as e:  # ONNX Runtime's exceptions share no base class
+            if not OWN_OPERATOR.search(str(e)):
+                raise _load_error(path, e) from e
+            _register_own_operators(path, options)
+            try:
+                session, runs, notes = _loaded(ort, path, options, providers, settings, whole)
+            except Exception as second:
+                raise _load_error(path, second) from second
     opened = OrtSession(path, session, first, requested=provider != "auto", runs=runs)
     doubt = size_doubt(path)
-    opened.notes = (*opened.notes, *notes, *([doubt] if doubt else ()))
+    opened.notes = (*opened.notes, *notes, *filter(None, (layout_note, doubt)))
     opened.threads, opened.threads_from = count, reason
     opened.overrides = replacements  # ONNX Runtime does not keep them alive
     return opened
@@ -220,6 +226,8 @@ def _load_error(path: Path, error: Exception) -> ArtefactError | BackendError:
         return ArtefactError(
             f"the external weights of {path} are truncated: copy its .data file again ({reason_of(text)})"
         )
+    if NO_ADAPTER in text:
+        return BackendError(f"WebGPU finds no driver that it can use for the GPU of this machine: it needs {NEEDS}")
     if unknown := re.search(r"([\w.:]+)\(-?\d+\) is not a registered function/op", text):
         return BackendError(f"{path} needs the operator {unknown[1]}, which this ONNX Runtime does not have")
     hint = ""
@@ -244,6 +252,7 @@ class OrtSession(Session):
         self._path = path
         self._session, self.runs = session, runs
         self._limit, self._forked = RunLimit(), False
+        self._turn = turn_of(provider)
         tell_forks(self)
         self._run_options: Any = import_extra("onnxruntime", "cpu").RunOptions
         self._lean, self._bounded = low_memory(), memory_limit() is not None
@@ -266,6 +275,10 @@ class OrtSession(Session):
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :meth:`deploykit.runtime.session.Session.run`."""
+        with self._turn:
+            return self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         session = self._session  # which lives until this run is done, if another thread closes it meanwhile
         if session is None:
             raise BackendError(f"the session of {self._path} is closed")
@@ -345,11 +358,16 @@ class OrtSession(Session):
         """Return the file with the times of operators, whole now, of a session that was opened with ``profile``."""
         return Path(self._session.end_profiling())
 
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception), self._turn:  # it may not be whole
+            self._session = None
+
     def close(self) -> None:
         """Drop the network; ONNX Runtime frees it with the last reference."""
-        if self._session is None:
-            return
-        self._session = None
+        with self._turn:
+            if self._session is None:
+                return
+            self._session = None
         if self.runs:
             self.runs.close()
         give_back()

@@ -18,6 +18,7 @@ from typing import Any, Literal, Self, get_args
 from deploykit.errors import BackendError, UsageError
 from deploykit.numerals import typed_number
 from deploykit.runtime.backends.memory_limit import size_of
+from deploykit.runtime.backends.ort_webgpu import NEEDS, WEBGPU
 from deploykit.runtime.session import TensorInfo
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "PLUGINS",
     "CudaOptions",
     "Plugin",
+    "own_providers",
     "plugin_for",
     "preload_cuda",
     "reason_of",
@@ -129,9 +131,9 @@ class Plugin:
 
 PLUGINS = (
     Plugin(
-        ("webgpu", "WebGpuExecutionProvider"),
+        ("webgpu", WEBGPU),
         "onnxruntime_ep_webgpu",
-        "a GPU with a driver for Vulkan (and libvulkan.so.1), Direct3D 12 or Metal",
+        NEEDS,
     ),
     Plugin(
         ("cuda", "CUDAExecutionProvider", "CudaPluginExecutionProvider"),
@@ -142,6 +144,11 @@ PLUGINS = (
 """Providers that come as libraries of their own. A provider that is part of ONNX Runtime goes before its plugin."""
 
 _registered: set[str] = set()
+
+
+def own_providers(ort: Any) -> list[str]:
+    """Return the providers that are part of an ONNX Runtime; it counts registered plugins among the available ones."""
+    return [name for name in ort.get_available_providers() if name not in _registered]
 
 
 def plugin_for(ort: Any, provider: str) -> tuple[str, list[Any], dict[str, str]] | None:
@@ -156,7 +163,7 @@ def plugin_for(ort: Any, provider: str) -> tuple[str, list[Any], dict[str, str]]
     """
     kind, _, number = provider.partition(":")
     plugin = next((p for p in PLUGINS if kind.lower() in {name.lower() for name in p.names}), None)
-    available = ort.get_available_providers()
+    available = own_providers(ort)
     if plugin is None or any(name in available for name in plugin.names):
         return None
     try:

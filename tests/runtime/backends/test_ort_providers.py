@@ -44,9 +44,12 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 def test_a_plugin_is_registered_once_and_runs(
     model: Path, plugin: list[tuple[str, str]], provider: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (expected,) = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"]).run(
+        None, {"images": IMAGES}
+    )
     for _ in range(2):
-        with open_session(model, provider=provider) as session, open_session(model, provider="cpu") as cpu:
-            np.testing.assert_array_equal(*(s.run({"images": IMAGES})["output"] for s in (session, cpu)))
+        with open_session(model, provider=provider) as session:
+            np.testing.assert_array_equal(session.run({"images": IMAGES})["output"], expected)
             assert session.providers == ("CPUExecutionProvider",)
     assert plugin == [("CPUExecutionProvider", "/somewhere/libprovider.so")]
     assert capsys.readouterr().out == ""
