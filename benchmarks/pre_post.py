@@ -30,6 +30,7 @@ from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.native.library import cpu_library
 from deploykit.runtime.postprocess import pose_fusion
 from deploykit.runtime.postprocess.detections import decode_poses, to_source
+from deploykit.runtime.postprocess.masks import assembled, pasted
 from deploykit.runtime.postprocess.nms import Kept, nms, numpy_nms
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.results.detection import Result
@@ -55,6 +56,7 @@ def main() -> None:
         _against("1080p frame to 256 x 455, bicubic, the bytes of Pillow, ms", rounds, _resampling(frame)),
         _alone("decoded 1080p frame to Result, without the network, ms", rounds, _everything(frame)),
         _crowds(rounds),
+        _masks(rounds),
     ]
     how = f"{rounds} rounds, {cv2.getNumThreads()} threads, Pillow {PIL.__version__}, load {load:.1f} before."
     show(tables, "Image to blob, rows to results", "pre_post.py", how, args.json)
@@ -163,6 +165,35 @@ def _crowd(people: int, each: int) -> Array:
             rows[where, 4], rows[where, 5 + kind] = rng.uniform(0.3, 0.95, each), 0.95
             rows[where, 23:] = (points + rng.normal(0, 0.02 * height, (each, 17, 2))).reshape(each, 34)
     return rows
+
+
+def _masks(rounds: int) -> Table:
+    """Masks of a hundred objects at the image's size; the floor makes an empty result and fills the boxes."""
+    lines = []
+    for size in ((640, 640), FULL_HD):
+        rng = np.random.default_rng(0)
+        box = Letterbox.fit(size, (640, 640), Fit(), auto=False)
+        boxes = rng.uniform((box.pad[0], box.pad[1]), (640 - box.pad[0], 640 - box.pad[1]), (100, 2))
+        sides = rng.uniform(20, 120, (100, 2))
+        boxes = box.to_source(np.concatenate((boxes - sides / 2, boxes + sides / 2), 1).astype(np.float32))
+        prototypes = cv2.resize(rng.normal(size=(20, 20, 32)), (160, 160)).transpose(2, 0, 1).astype(np.float32, "C")
+        coefficients = rng.normal(size=(100, 32)).astype(np.float32)
+        small = cv2.resize(rng.random((7, 7, 100)), (28, 28)).transpose(2, 0, 1).astype(np.float32, "C")
+        corners = np.rint(boxes).astype(int).clip(0, (size[1], size[0], size[1], size[0])).tolist()
+
+        def filled(size: tuple[int, int] = size, corners: list[list[int]] = corners) -> Array:
+            out = np.zeros((len(corners), *size), np.bool_)
+            for mask, (x1, y1, x2, y2) in zip(out, corners, strict=True):
+                mask[y1:y2, x1:x2] = True
+            return out
+
+        variants: dict[str, Callable[[], object]] = {
+            "floor": filled,
+            "prototypes": partial(assembled, coefficients, prototypes, boxes, box),
+            "masks of 28 x 28": partial(pasted, small, boxes, size),
+        }
+        lines.append(Row((f"{size[1]} x {size[0]}",), medians(interleaved(variants, rounds))))
+    return Table("masks of 100 objects, ms", ("image",), dict.fromkeys(variants, "{:.2f}"), tuple(lines), "floor")
 
 
 def _answer(rows: Array, inputs: Mapping[str, Array]) -> dict[str, Array]:

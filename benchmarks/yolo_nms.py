@@ -17,9 +17,11 @@ def yolo_nms(
 ) -> torch.Tensor:
     """The rows that stay: ``(n, 6 + keypoint columns)``; ``suppress`` takes corners and scores, the best first, and
     gives the positions that stay."""
-    assert layout.obj is not None
-    rows = rows[rows[:, layout.obj[0]] > thresholds.conf]
-    scores, labels = (rows[:, slice(*layout.cls)] * rows[:, slice(*layout.obj)]).max(1)
+    products = rows[:, slice(*layout.cls)]
+    if layout.obj is not None:
+        rows = rows[rows[:, layout.obj[0]] > thresholds.conf]
+        products = rows[:, slice(*layout.cls)] * rows[:, slice(*layout.obj)]
+    scores, labels = products.max(1)
     keep = scores > thresholds.conf
     rows, scores, labels = rows[keep], scores[keep], labels[keep]
     centre, half = rows[:, :2], rows[:, 2:4] / 2

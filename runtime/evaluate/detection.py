@@ -29,6 +29,7 @@ from deploykit.runtime.evaluate.report import (
 from deploykit.runtime.evaluate.yolo_data import annotations_of
 from deploykit.runtime.files import exists, is_folder
 from deploykit.runtime.kinds.detection import DetectionAdapter
+from deploykit.runtime.native.library import cpu_library
 from deploykit.runtime.options import EvalOptions, PredictOptions, given_options
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.results.base import ImageResult
@@ -359,6 +360,7 @@ def _settings(
         metrics=metrics,
         preprocessing="spec" if spec.input.fit.shrink == "linear" else "upstream",
         sigmas=sigmas,
+        nms_by="" if spec.output.nms_inside else "numpy" if cpu_library() is None else "native library",
     )
 
 

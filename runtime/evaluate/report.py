@@ -34,7 +34,8 @@ class Settings:
     """The settings that the metrics depend on.
 
     ``nms``: where NMS ran, ``runtime``, ``graph`` (with the thresholds of the export), or ``none`` where the network
-    chooses its detections itself and no file tells more. ``multi_label``: one object
+    chooses its detections itself and no file tells more. ``nms_by``: what did it in the runtime, ``native library`` or
+    ``numpy``, which give the same detections; else empty. ``multi_label``: one object
     per class over ``conf``, not only of the best class. ``size``: (height, width) of the canvas. ``rectangles``: each
     image had its own smaller canvas. ``providers``: the execution providers. ``scored``: the number of detections per
     image and category that count. ``matched_by``: how classes were matched to categories. ``preprocessing``: the
@@ -56,6 +57,7 @@ class Settings:
     metrics: str
     preprocessing: str = "spec"
     sigmas: tuple[float, ...] = ()
+    nms_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,9 @@ class DetectionEvaluation(Evaluation):
         upstream = "; prepared as the original project evaluates" if used.preprocessing == "upstream" else ""
         canvas = "each image's own rectangle within" if used.rectangles else "the whole canvas of"
         yield "pixels", f"{canvas} {used.size[0]}x{used.size[1]} (height x width), batch {used.batch}{upstream}"
-        yield "computes", f"{', '.join(used.providers)}; metrics by {used.metrics} {self.versions[used.metrics]}"
+        nms = f"; NMS by {used.nms_by}" if used.nms_by else ""
+        metrics = f"; metrics by {used.metrics} {self.versions[used.metrics]}"
+        yield "computes", f"{', '.join(used.providers)}{nms}{metrics}"
         yield "time", self.time
 
     def details(self) -> list[list[str]]:

@@ -11,7 +11,7 @@ from deploykit.errors import BackendError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.postprocess.decode import decoded
-from deploykit.runtime.postprocess.nms import USUAL, Choice, nms
+from deploykit.runtime.postprocess.nms import USUAL, Choice, nms, rows_at
 from deploykit.runtime.postprocess.pose_fusion import KeypointObjects, fuse, kept_objects
 from deploykit.runtime.postprocess.rotated import hulls_of, rotated_to_source
 from deploykit.runtime.postprocess.rotated_nms import rotated_nms, rotated_rows
@@ -90,16 +90,17 @@ def decode_rows(
         )
     suppressed = nms if layout.angle is None else rotated_nms
     kept = suppressed(rows, layout, thresholds, choice)
-    rotated = None if layout.angle is None else rotated_rows(rows[kept.rows], layout)
+    chosen = rows_at(rows, kept.rows)
+    rotated = None if layout.angle is None else rotated_rows(chosen, layout)
     keypoints = None
     if layout.keypoints is not None:
-        values = rows[kept.rows, slice(*layout.keypoints)].astype(np.float32, copy=False)
+        values = chosen[:, slice(*layout.keypoints)].astype(np.float32, copy=False)
         keypoints = np.ones((len(kept.rows), points, 3), np.float32)  # visible, if the network gives no visibility
         keypoints[..., : layout.kpt_dims] = values.reshape(len(kept.rows), points, layout.kpt_dims)
     found = NetworkDetections(kept.boxes, kept.scores, kept.labels, keypoints, kept.candidates, rotated=rotated)
     if layout.coefficients is None:
         return found
-    return with_prototypes(found, outputs, slot, rows[kept.rows, slice(*layout.coefficients)], layout.prototypes)
+    return with_prototypes(found, outputs, slot, chosen[:, slice(*layout.coefficients)], layout.prototypes)
 
 
 def with_prototypes(

@@ -81,9 +81,7 @@ def assembled(coefficients: Array, prototypes: Array, boxes: Array, letterbox: L
             continue
         # An object without a pixel leaves its slot to the next one: it wrote nothing but False.
         pixels = out[count, rows, columns]
-        for part, found in _signs(coefficients[i], prototypes, down.of(rows), across.of(columns)):
-            pixels[part] = found
-            has_pixels[i] |= bool(found.any())
+        has_pixels[i] = _drawn(pixels, coefficients[i], prototypes, down.of(rows), across.of(columns))
         count += bool(has_pixels[i])
     return out[:count], has_pixels
 
@@ -117,18 +115,19 @@ class _Sampling:
             yield part, slice(self.first[start] - self.first[0], self.stop[part.stop - 1] - self.first[0])
 
 
-def _signs(coefficients: Array, prototypes: Array, down: _Sampling, across: _Sampling) -> Iterator[tuple[slice, Array]]:
-    """Yield strips of rows of a box, and where the logits in them are over 0."""
-    logits = np.tensordot(
-        coefficients.astype(np.float32, copy=False),
-        prototypes[:, down.cells, across.cells].astype(np.float32, copy=False),
-        1,
-    )
+def _drawn(pixels: Array, coefficients: Array, prototypes: Array, down: _Sampling, across: _Sampling) -> bool:
+    """Set the ``pixels`` of a box where the logits are over 0, and return whether there is one."""
+    cells = prototypes[:, down.cells, across.cells].astype(np.float32, copy=False)
+    flat = coefficients.astype(np.float32, copy=False) @ cells.reshape(len(cells), -1)
+    logits = flat.reshape(cells.shape[1:])
     wide = np.empty((len(logits), len(across.weights)), np.float32)
-    for part, cells in across.strips():
-        np.matmul(logits[:, cells], across.weights[part, cells].T, out=wide[:, part])
-    for part, cells in down.strips():
-        yield part, down.weights[part, cells] @ wide[cells] > 0
+    for part, needed in across.strips():
+        np.matmul(logits[:, needed], across.weights[part, needed].T, out=wide[:, part])
+    some = False
+    for part, needed in down.strips():
+        strip = np.greater(down.weights[part, needed] @ wide[needed], 0, out=pixels[part])
+        some = some or bool(strip.any())
+    return some
 
 
 @lru_cache(maxsize=2)  # the frames of a video are alike; a pair for 1080p and prototypes of 160 x 160 takes 2 MB

@@ -30,21 +30,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.native.library import native_nms
-from deploykit.runtime.postprocess.few_boxes import best_first, overlapping, suppressed
+from deploykit.runtime.postprocess.few_boxes import HALF, MOST, best_first, left_over, overlapping, suppressed
 from deploykit.runtime.postprocess.sweep import pairs_that_may_meet
 from deploykit.spec import RawDetections, Thresholds
 
-__all__ = ["USUAL", "Choice", "Kept", "candidates", "nms", "numpy_nms", "suppress", "suppress_by_label"]
+__all__ = ["USUAL", "Choice", "Kept", "candidates", "nms", "numpy_nms", "rows_at", "suppress", "suppress_by_label"]
 
 REACH = 8  # times max_det: the number of candidates that are considered first
 PAIRS = 16  # times the number of candidates: so many pairs that may meet are looked at pair by pair
 BLOCK = 96  # candidates whose overlaps are computed at once: a few hundred kB, which fit in a core's cache
-FEW = 128  # candidates, up to which few_boxes.py takes the least time
+SORTED = 400  # scores, up to which a stable sort of positions takes the least time
+FEW = MOST  # candidates, up to which few_boxes.py takes the least time
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,7 @@ class Choice:
 USUAL = Choice()
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(NamedTuple):
     """The rows that NMS keeps, the best first: row indices, xyxy boxes (network pixels), scores and labels.
 
     ``candidates`` is the number of rows (with ``multi_label`` of pairs) over the confidence threshold; if it is more
@@ -93,38 +95,49 @@ def nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choi
     return numpy_nms(rows, layout, thresholds, choice) if found is None else Kept(*found)
 
 
+@np.errstate(all="ignore")  # values that overflow are part of the definition
 def numpy_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice = USUAL) -> Kept:
     """Apply the definition in numpy: the reference, and the fallback without the native library."""
-    with np.errstate(all="ignore"):  # values that overflow are part of the definition
-        passed = _passed(rows, layout, np.float32(thresholds.conf))
-        if passed is not None and 0 < len(passed) <= FEW and choice == USUAL:
-            found = _of_few(rows, passed, layout, thresholds)
-            if found is not None:
-                return found
-        index, scores, labels, count = _candidates(rows, passed, layout, thresholds, choice)
-        if not count:
-            return Kept(index, np.zeros((0, 4), np.float32), scores, labels, 0)
-        boxes = _corners(rows[:, slice(*layout.box)][index].astype(np.float32, copy=False).T).T
-        choose = suppress_by_label if choice.multi_label else suppress
-        groups = np.zeros_like(labels) if choice.agnostic else labels
-        kept = choose(boxes, groups, thresholds.iou, thresholds.max_det)
+    conf = np.array(thresholds.conf, np.float32)
+    passed = _passed(rows, layout, conf, choice.multi_label)
+    if passed is not None and len(passed) <= FEW and choice == USUAL:
+        found = _of_few(rows, passed, layout, thresholds, conf)
+        if found is not None:
+            return found
+    index, scores, labels, count = _candidates(rows, passed, layout, thresholds, choice)
+    if not count:
+        return Kept(index, np.zeros((0, 4), np.float32), scores, labels, 0)
+    boxes = _corners(rows[:, slice(*layout.box)][index].astype(np.float32, copy=False))
+    choose = suppress_by_label if choice.multi_label else suppress
+    groups = np.zeros_like(labels) if choice.agnostic else labels
+    kept = choose(boxes, groups, thresholds.iou, thresholds.max_det)
     return Kept(index.take(kept), boxes.take(kept, 0), scores.take(kept), labels.take(kept), count)
 
 
-def _of_few(rows: Array, passed: Array, layout: RawDetections, thresholds: Thresholds) -> Kept | None:
+def _of_few(rows: Array, passed: Array, layout: RawDetections, thresholds: Thresholds, conf: Array) -> Kept | None:
     """Apply the definition to the few rows ``passed``; None: one of them may have a value that is not finite."""
-    part = rows[passed].astype(np.float32, copy=False)
-    found = best_first(part, layout, np.float32(thresholds.conf))
+    if not len(passed):
+        return Kept(passed, np.empty((0, 4), np.float32), np.empty(0, np.float32), passed, 0)
+    part = rows_at(rows, passed).astype(np.float32, copy=False)
+    found = best_first(part, layout, conf)
     if found is None:
         return None
-    order, scores, labels, count = found
-    order = order[: min(count, thresholds.pre_nms_topk)]
-    corners = _corners(part[:, slice(*layout.box)].T.take(order, 1))
-    start, stop = layout.cls
-    groups = None if stop - start == 1 else labels.take(order)
-    kept = suppressed(corners, groups, np.float32(thresholds.iou))[: thresholds.max_det]
-    order = order.take(kept)
-    return Kept(passed.take(order), corners.T.take(kept, 0), scores.take(order), labels.take(order), count)
+    order, scores, labels = found
+    count = len(order)
+    order = order[: thresholds.pre_nms_topk]
+    boxes = _corners(part[:, slice(*layout.box)]).take(order, 0)
+    labels = None if labels is None else labels.take(order)
+    kept = suppressed(boxes, labels, np.array(thresholds.iou, np.float32))
+    if kept is not None:
+        order, boxes, labels = order.take(kept), boxes.take(kept, 0), None if labels is None else labels.take(kept)
+    order = order[: thresholds.max_det]
+    labels = np.zeros(len(order), np.intp) if labels is None else labels[: len(order)]
+    return Kept(passed.take(order), boxes[: len(order)], scores.take(order), labels, count)
+
+
+def rows_at(rows: Array, index: Array) -> Array:
+    """Return a copy of the rows at ``index``, rows and values in any order in memory."""
+    return rows.take(index, 0) if rows.flags.c_contiguous else rows[index]
 
 
 def candidates(
@@ -132,17 +145,32 @@ def candidates(
 ) -> tuple[Array, Array, Array, int]:
     """Apply steps 1 to 3: row indices, scores and labels, the best first, and how many there were before the last."""
     with np.errstate(all="ignore"):
-        passed = _passed(rows, layout, np.float32(thresholds.conf))
+        passed = _passed(rows, layout, np.array(thresholds.conf, np.float32), choice.multi_label)
         return _candidates(rows, passed, layout, thresholds, choice)
 
 
-def _passed(rows: Array, layout: RawDetections, conf: np.float32) -> Array | None:
-    """Return the rows whose objectness is over ``conf``; None: a score has no such factor.
+def _passed(rows: Array, layout: RawDetections, conf: Array, multi_label: bool) -> Array | None:
+    """Return the rows that may be candidates; None: all may be.
 
-    No score exceeds its objectness, so the other rows need not be read.
+    No score exceeds its objectness, so the rows whose objectness is not over ``conf`` need not be read. Without one, or
+    where all of it is 1, these are the rows of which a class is over ``conf``.
     """
-    factor, _ = layout.score_spans
-    return None if factor is None else (rows[:, factor[0]].astype(np.float32, copy=False) > conf).nonzero()[0]
+    factor, classes = layout.score_spans
+    if factor is not None:
+        obj = rows[:, factor[0]].astype(np.float32, copy=False)
+        passed: Array = (obj > conf).nonzero()[0]
+        if multi_label or len(passed) < len(rows) or not len(rows) or not (obj == 1).all():
+            return passed
+    elif multi_label:
+        return None
+    scores = rows[:, slice(*classes)].astype(np.float32, copy=False)
+    count = scores.shape[1]
+    if count == 1 or scores.strides[0] < scores.strides[1]:
+        best = scores[:, 0] if count == 1 else scores.max(axis=1)
+        return (best > conf).nonzero()[0]
+    # Comparing every value takes less time than the maximum of every row.
+    index = (scores > conf).reshape(-1).nonzero()[0] // count
+    return index[np.diff(index, prepend=-1) > 0]
 
 
 def _candidates(
@@ -159,81 +187,67 @@ def _chosen(
     rows: Array, passed: Array | None, layout: RawDetections, thresholds: Thresholds, choice: Choice
 ) -> tuple[Array, Array, Array]:
     """Return all candidates before the cut at ``pre_nms_topk``, in the order of the rows: indices, scores, labels."""
-    conf = np.float32(thresholds.conf)
-    factor, (start, _) = layout.score_spans
+    conf = np.array(thresholds.conf, np.float32)
+    factor, (start, stop) = layout.score_spans
     if passed is not None and factor is not None and choice.classes is not None and len(choice.classes) == 1:
-        of_class, obj = (rows[passed, column].astype(np.float32) for column in (start + choice.classes[0], factor[0]))
-        passed = passed[of_class * obj > conf]  # no other row can have this label
+        column = start + choice.classes[0]
+        if column < stop:  # else there is no such class
+            of_class, obj = (rows[passed, each].astype(np.float32) for each in (column, factor[0]))
+            passed = passed[of_class * obj > conf]  # no other row can have this label
     index, scores, labels = _over(rows, passed, layout, conf, choice.multi_label)
+    if not len(index):
+        return index, scores, labels
     if choice.classes is not None:
-        wanted = np.isin(labels, choice.classes)
+        wanted = _wanted(choice.classes, layout.cls[1] - layout.cls[0])[labels]
         index, scores, labels = index[wanted], scores[wanted], labels[wanted]
     whole = _whole(rows, index, choice.multi_label)
     return (index, scores, labels) if whole is None else (index[whole], scores[whole], labels[whole])
 
 
 def _over(
-    rows: Array, index: Array | None, layout: RawDetections, conf: np.float32, multi_label: bool
+    rows: Array, index: Array | None, layout: RawDetections, conf: Array, multi_label: bool
 ) -> tuple[Array, Array, Array]:
     """Return rows or pairs with a score over ``conf``, in order: indices, scores, labels (rows with NaN may remain)."""
     factor, classes = layout.score_spans
-    products = rows[:, slice(*classes)]
-    obj = None
-    if factor is not None and index is not None:
-        obj = rows[:, factor[0]].astype(np.float32, copy=False)
+    products, obj = rows[:, slice(*classes)], None if factor is None else rows[:, factor[0]]
+    if index is not None:
         if not len(index):
             return index, np.zeros(0, np.float32), index  # a view would hold all rows as long as the result lives
-        if len(index) == len(rows):
-            index = None
-        else:
-            products, obj = products[index], obj[index]
+        if len(index) < len(rows):
+            products, obj = products[index], None if obj is None else obj[index]
     products = products.astype(np.float32, copy=False)
-    # A head without objectness may still have the column, all ones, so that all rows are here: no product is needed.
-    if obj is not None and not (index is None and (obj == 1).all()):
-        products = products * obj[:, None]
+    if obj is not None:
+        obj = obj.astype(np.float32, copy=False)
+        if not (obj == 1).all():
+            products = products * obj[:, None]
     if multi_label:
         products = products if obj is None else np.minimum(products, obj[:, None])
         pairs = np.flatnonzero(products > conf)
         over, classes_of_pairs = np.divmod(pairs, products.shape[1])
         return over if index is None else index[over], products.reshape(-1)[pairs], classes_of_pairs
-    return _best_classes(products, conf, index, obj)
-
-
-def _best_classes(
-    products: Array, conf: np.float32, index: Array | None, obj: Array | None
-) -> tuple[Array, Array, Array]:
-    """Return the rows whose highest product is over ``conf``: indices, scores, labels.
-
-    Args:
-        products: ``(N, classes)`` of rows that may have one.
-        conf: the threshold.
-        index: which rows these are; None: all.
-        obj: no score is over its objectness; None: there is none.
-    """
-    count = products.shape[1]
-    if index is None and count > 1:  # among many rows, those are found first that have a score at all
-        if products.strides[0] < products.strides[1]:
-            index = (products.max(axis=1) > conf).nonzero()[0]
-        else:  # comparing every value takes less time than the maximum of every row
-            index = (products > conf).reshape(-1).nonzero()[0] // count
-            index = index[np.diff(index, prepend=-1) > 0]
-        products, obj = products[index], None if obj is None else obj[index]
+    assert index is not None  # all may be candidates with several labels alone
     labels = products.argmax(axis=1)
-    scores = products[:, 0] if count == 1 else products[np.arange(len(products)), labels]
+    scores = products[np.arange(len(products)), labels]
     scores = scores if obj is None else np.minimum(scores, obj)
     over = (scores > conf).nonzero()[0]
-    if len(over) < len(scores):
-        scores, labels = scores.take(over), labels.take(over)
-        index = over if index is None else index.take(over)
-    return over if index is None else index, scores, labels
+    return (index, scores, labels) if len(over) == len(scores) else (index[over], scores[over], labels[over])
+
+
+@lru_cache(maxsize=16)
+def _wanted(classes: tuple[int, ...], count: int) -> Array:
+    """Return which of so many labels are wanted: ``(count,)`` bool, which nobody changes."""
+    return np.isin(np.arange(count), classes)
 
 
 def _whole(rows: Array, index: Array, repeated: bool) -> Array | None:
     """Return which of the ascending row indices ``index`` (``repeated``: some may be equal) are of finite values; None:
     all of them."""
     used = index[np.diff(index, prepend=-1) > 0] if repeated else index
-    values = rows[used]
-    if np.isfinite(values.sum(dtype=np.float32)):  # no sum with NaN or infinity is
+    # No sum with NaN or infinity is finite, and that of all rows, where most are used, needs no copy.
+    if 2 * len(used) > len(rows) and np.isfinite(rows.sum(dtype=np.float32)):
+        return None
+    values = rows_at(rows, used).astype(np.float32, copy=False)
+    if np.isfinite(values.sum()):
         return None
     whole = np.zeros(len(rows), bool)
     whole[used] = np.isfinite(values).all(axis=1)
@@ -241,21 +255,29 @@ def _whole(rows: Array, index: Array, repeated: bool) -> Array | None:
 
 
 def _best(scores: Array, count: int) -> Array:
-    """Return the positions of the ``count`` highest scores in descending order, at equal scores the lower first."""
-    if len(scores) <= count:
-        return (-scores).argsort(kind="stable")
-    least = np.partition(scores, len(scores) - count)[len(scores) - count]
-    positions = np.flatnonzero(scores >= least)
-    return positions[np.argsort(-scores[positions], kind="stable")][:count]
+    """Return the positions of the ``count`` highest scores in descending order, at equal scores the lower first.
+
+    Scores are positive, so their bits as a whole number order as they do; with its position, each is a number of its
+    own, and such numbers are sorted in a tenth of the time that a stable sort of positions takes.
+    """
+    if len(scores) <= SORTED:
+        return (-scores).argsort(kind="stable")[:count]
+    keys = np.arange(len(scores)) - (scores.view(np.int32).astype(np.int64) << 32)
+    if len(keys) > count:
+        keys.partition(count)
+        keys = keys[:count]
+    keys.sort()
+    return keys & (2**32 - 1)
 
 
 def _corners(boxes: Array) -> Array:
-    """Return ``(4, N)`` x1, y1, x2, y2 of ``(4, N)`` centres, widths and heights."""
-    centre, half = boxes[:2], boxes[2:] / 2
-    found = np.empty(boxes.shape, np.float32)
+    """Return ``(N, 4)`` x1, y1, x2, y2 of ``(N, 4)`` centres, widths and heights."""
+    columns = boxes.T.copy()  # numpy is slow in an axis of two
+    centre, half = columns[:2], columns[2:] * HALF
+    found = np.empty(columns.shape, np.float32)
     np.subtract(centre, half, found[:2])
     np.add(centre, half, found[2:])
-    return found
+    return np.ascontiguousarray(found.T)
 
 
 def suppress(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
@@ -267,17 +289,17 @@ def suppress(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
         iou: suppress above this overlap.
         max_det: stop when this many are kept.
     """
-    return _of_the_best(_suppressed, boxes, labels, np.float32(iou), max_det)
+    return _of_the_best(_suppressed, boxes, labels, np.array(iou, np.float32), max_det)
 
 
 def suppress_by_label(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
     """Return the same positions as :func:`suppress`, fast for many boxes of many labels: compared label by label."""
-    return _of_the_best(_suppressed_apart, boxes, labels, np.float32(iou), max_det)
+    return _of_the_best(_suppressed_apart, boxes, labels, np.array(iou, np.float32), max_det)
 
 
 def _of_the_best(
-    choose: Callable[[Array, Array, np.float32, int], Array],
-    boxes: Array, labels: Array, limit: np.float32, max_det: int,
+    choose: Callable[[Array, Array, Array, int], Array],
+    boxes: Array, labels: Array, limit: Array, max_det: int,
 ) -> Array:  # fmt: skip
     """Return what ``choose`` keeps; weak boxes are not compared if the strong ones already fill ``max_det``, because
     whether a box is kept depends only on those before it."""
@@ -289,29 +311,21 @@ def _of_the_best(
         reach *= 4
 
 
-def _suppressed(boxes: Array, labels: Array, limit: np.float32, max_det: int) -> Array:
+def _suppressed(boxes: Array, labels: Array, limit: Array, max_det: int) -> Array:
+    boxes = np.ascontiguousarray(boxes)
     if len(boxes) <= FEW:
-        return suppressed(np.ascontiguousarray(boxes.T), labels, limit)[:max_det]
+        kept = suppressed(boxes, labels, limit)
+        return np.arange(min(len(boxes), max_det)) if kept is None else kept[:max_det]
     mixed = len(boxes) <= 2 * FEW or bool((labels != labels[0]).any())  # crowds of one label have too many pairs
     pairs = pairs_that_may_meet(boxes, labels, PAIRS * len(boxes)) if mixed else None
     if pairs is None:
         return _suppressed_in_blocks(boxes, labels, limit, max_det)
-    return _suppressed_in_pairs(boxes, pairs, limit)[:max_det]
-
-
-def _suppressed_in_pairs(boxes: Array, pairs: tuple[Array, Array], limit: np.float32) -> Array:
-    """Suppress where only the boxes of some pairs can suppress each other."""
     first, second = pairs
-    over = overlapping(np.ascontiguousarray(boxes.T), first, second, limit)
-    lost = np.zeros(len(boxes), bool)
-    over = over[np.argsort(first[over], kind="stable")]
-    for i, j in zip(first[over].tolist(), second[over].tolist(), strict=True):
-        if not lost[i]:
-            lost[j] = True
-    return np.flatnonzero(~lost)
+    over = overlapping(boxes, first, second, limit)
+    return left_over(first.take(over), second.take(over), len(boxes))[:max_det]
 
 
-def _suppressed_in_blocks(boxes: Array, labels: Array, limit: np.float32, max_det: int) -> Array:
+def _suppressed_in_blocks(boxes: Array, labels: Array, limit: Array, max_det: int) -> Array:
     """Suppress a block of candidates after the other, each compared with all that are left."""
     count = len(boxes)
     x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
@@ -343,7 +357,7 @@ def _suppressed_in_blocks(boxes: Array, labels: Array, limit: np.float32, max_de
     return np.concatenate(kept)[:max_det]
 
 
-def _suppressed_apart(boxes: Array, labels: Array, limit: np.float32, max_det: int) -> Array:
+def _suppressed_apart(boxes: Array, labels: Array, limit: Array, max_det: int) -> Array:
     """Suppress within each label, then take the best of all labels."""
     order = np.argsort(labels, kind="stable")  # keeps the best first within a label
     borders = np.flatnonzero(np.diff(labels[order])) + 1

@@ -68,8 +68,8 @@ def kept_objects(rows: Array, layout: PoseObjectRows, thresholds: Thresholds) ->
         for each, wanted in zip(limits, (labels[:1], labels[1:]), strict=True)
     )
     return (
-        replace(persons, rows=index[persons.rows]),
-        replace(objects, rows=index[objects.rows], labels=objects.labels - 1),
+        persons._replace(rows=index[persons.rows]),
+        objects._replace(rows=index[objects.rows], labels=objects.labels - 1),
     )
 
 
@@ -92,19 +92,28 @@ def fuse(keypoints: Array, scores: Array, boxes: Array, objects: KeypointObjects
     taking_part = np.flatnonzero(scores > np.float32(objects.fusion.person))
     if not len(taking_part) or not len(objects.labels):
         return poses
-    x, y = (poses[taking_part, :, axis].astype(np.float64) for axis in (0, 1))
-    confidence = poses[taking_part, :, 2]
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    # A row a keypoint, a column a person.
+    x, y, confidence = (np.ascontiguousarray(poses[taking_part, :, axis].T) for axis in range(3))
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    centres = ((boxes[:, :2] + boxes[:, 2:]) / 2).astype(np.float64)
     for turn in _turns(objects.labels):
         label, place, score = objects.labels[turn], centres[turn], objects.scores[turn]
-        across, down = x[:, label] - place[:, 0], y[:, label] - place[:, 1]  # (persons, objects)
-        distance = np.sqrt(across * across + down * down)
-        nearest = distance.argmin(0)
-        near = distance[nearest, np.arange(len(turn))] < objects.fusion.tolerance
-        better = near & (score > confidence[nearest, label])
-        taken = nearest[better], label[better]
-        x[taken], y[taken], confidence[taken] = place[better, 0], place[better, 1], score[better]
-    poses[taking_part] = np.stack((x, y, confidence), axis=-1)
+        distance, down = x.take(label, 0), y.take(label, 0)  # (objects, persons)
+        distance -= place[:, :1]
+        down -= place[:, 1:]
+        distance *= distance
+        down *= down
+        distance += down
+        np.sqrt(distance, distance)
+        nearest = distance.argmin(1)
+        near = distance.min(1) < objects.fusion.tolerance
+        pose = label * len(taking_part) + nearest
+        better = (near & (score > confidence.take(pose))).nonzero()[0]
+        pose = pose.take(better)
+        x.put(pose, place[better, 0])
+        y.put(pose, place[better, 1])
+        confidence.put(pose, score.take(better))
+    poses[taking_part] = np.stack((x.T, y.T, confidence.T), axis=-1)
     return poses
 
 
@@ -113,4 +122,4 @@ def _turns(labels: Array) -> list[Array]:
     order = np.argsort(labels, kind="stable")
     ordered = labels[order]
     rank = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
-    return [order[rank == turn] for turn in range(int(rank.max(initial=-1)) + 1)]
+    return np.split(order[np.argsort(rank, kind="stable")], np.cumsum(np.bincount(rank))[:-1])

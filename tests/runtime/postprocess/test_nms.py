@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from deploykit.runtime.native.library import native_nms
 from deploykit.runtime.postprocess import few_boxes
 from deploykit.runtime.postprocess import nms as nms_module
+from deploykit.runtime.postprocess.few_boxes import left_over
 from deploykit.runtime.postprocess.nms import Choice, nms, numpy_nms, suppress
 from deploykit.runtime.postprocess.nms import Kept as Result
 from deploykit.runtime.postprocess.sweep import pairs_that_may_meet
@@ -124,18 +125,20 @@ def problems(draw: st.DrawFn) -> tuple[Rows, RawDetections, Thresholds]:
     few=st.sampled_from([0, 2, 128]),
     block=st.sampled_from([1, 2, 3, 64]),
     pairs=st.sampled_from([0, 1, 64]),
-    few_pairs=st.sampled_from([0, 4, 64]),
-    most_pairs=st.sampled_from([0, 20, 1300]),
+    one_by_one=st.sampled_from([0, 20]),
+    clear=st.sampled_from([few_boxes.CLEAR, 10]),
+    many_pairs=st.sampled_from([0, 20, 2000]),
+    looped=st.sampled_from([0, 3, 64]),
 )
-def test_any_rows_give_what_the_definition_says_at_once_in_blocks_of_any_size_and_in_pairs(
-    problem: tuple[Rows, RawDetections, Thresholds], few: int, block: int, pairs: int, few_pairs: int, most_pairs: int
+def test_any_rows_give_what_the_definition_says_one_by_one_at_once_in_blocks_of_any_size_and_in_pairs(
+    problem: tuple[Rows, RawDetections, Thresholds], few: int, block: int, pairs: int, **limits: float
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nms_module, "FEW", few)
         patch.setattr(nms_module, "BLOCK", block)
         patch.setattr(nms_module, "PAIRS", pairs)
-        patch.setattr(few_boxes, "FEW_PAIRS", few_pairs)
-        patch.setattr(few_boxes, "MOST_PAIRS", most_pairs)
+        for name, value in limits.items():
+            patch.setattr(few_boxes, name.upper(), value)
         assert _kept(numpy_nms(*problem)) == reference(*problem)
 
 
@@ -149,15 +152,33 @@ def test_crowds_keep_the_same_boxes_at_once_in_blocks_and_in_pairs(
     corner = rng.random((count, 2), np.float32) * np.float32(side)
     boxes = np.concatenate((corner, corner + rng.random((count, 2), np.float32) * np.float32(40)), axis=1)
     labels = rng.integers(0, classes, count)
-    found, half = [], (count + 1) // 2
-    # Pairs, times as many boxes: none, and all that there may be; of few boxes, always, as usual, and never.
-    for few, pairs, most in ((400, 0, 10_000), (400, 0, 1300), (400, 0, 0), (0, -1, 0), (0, 400, 0), (half, 400, 0)):
+    found = []
+    # Few boxes, and pairs, times as many boxes: all at once, in blocks, in pairs, and the usual.
+    for few, pairs in ((128, 0), (0, -1), (0, 400), (128, 16)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(nms_module, "FEW", few)
             patch.setattr(nms_module, "PAIRS", pairs)
-            patch.setattr(few_boxes, "MOST_PAIRS", most)
             found.append(suppress(boxes, labels, 0.3, 100).tolist())
     assert all(each == found[0] for each in found)
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).filter(lambda pair: pair[0] < pair[1])),
+    looped=st.sampled_from([0, 2, 64]),
+    rounds=st.integers(0, 8),
+)
+def test_what_is_left_of_pairs_in_any_order_is_what_is_left_box_by_box(
+    pairs: list[tuple[int, int]], looped: int, rounds: int
+) -> None:
+    kept: list[int] = []
+    for box in range(31):
+        if not any((other, box) in pairs for other in kept):
+            kept.append(box)
+    first, second = np.array(pairs, np.intp).reshape(-1, 2).T
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(few_boxes, "LOOPED", looped)
+        patch.setattr(few_boxes, "ROUNDS", rounds)
+        assert left_over(first, second, 31).tolist() == kept
 
 
 @given(problem=problems(), half=st.booleans())
@@ -207,6 +228,17 @@ def test_every_half_is_widened_as_numpy_does(native: Path) -> None:
     order = np.argsort(found.rows)
     np.testing.assert_array_equal(found.rows[order], expected)
     np.testing.assert_array_equal(found.scores[order], halves[expected].astype(np.float32))
+
+
+@given(problem=problems(), far=st.sampled_from([0.0, 3e38, 1e39, 1e300]))
+def test_double_precision_rows_are_rounded_first(problem: tuple[Rows, RawDetections, Thresholds], far: float) -> None:
+    """What is infinite in float32 is so, and its row is ignored."""
+    rows, layout, thresholds = problem
+    wide = rows.astype(np.float64) * (1 + 1e-12)
+    wide[::3, :1] += far
+    with np.errstate(over="ignore"):
+        expected = reference(wide.astype(np.float32), layout, thresholds)
+    assert _kept(nms(wide, layout, thresholds)) == expected
 
 
 def test_candidates_are_counted_before_top_k(run: Nms) -> None:

@@ -18,6 +18,7 @@ from tests.runtime.postprocess.test_nms import problems
 
 CHOICES = (
     *(Choice(classes=(0,)), Choice(classes=(2, 1)), Choice(agnostic=True), Choice(classes=(1, 79), agnostic=True)),
+    *(Choice(classes=(79,)), Choice(classes=())),
     *(Choice(multi_label=True), Choice(True, (0, 3)), Choice(True, agnostic=True), Choice(True, (1, 2), True)),
 )
 TWO = RawDetections(cls=(5, 7))
