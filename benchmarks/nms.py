@@ -9,7 +9,7 @@ what is kept; thresholds are the defaults (0.25, 0.45, 1000 candidates, 300 obje
 * ours in numpy, and the native library (where it is built: deploykit plugins build), which give the same bits;
 * the YOLO projects' algorithm, written here from its definition in torch: objectness filter, scores, one class a row,
   sort, boxes moved apart by 4096 pixels a class, greedy NMS. Theirs calls torchvision's compiled NMS at that point;
-* OpenCV's cv2.dnn.NMSBoxesBatched after the same selection in numpy; unlike ours, it looks for no NaN and no infinity,
+* OpenCV's cv2.dnn.NMSBoxesBatched after the same selection in numpy, which leaves out rows of NaN and infinity too; it
   moves classes apart, and does not say which equal scores come first;
 * NMS in the graph, in ONNX Runtime: what ``--nms graph`` and ``--nms basic`` add to a network, from the same rows, and
   the operator NmsKpt (where it is built). What they save by never decoding most rows is in selection.py.

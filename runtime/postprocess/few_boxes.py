@@ -17,11 +17,9 @@ __all__ = ["best_first", "left_over", "overlapping", "suppressed"]
 
 MOST = 128  # boxes, up to which the positions of all pairs are kept
 ONE_BY_ONE = 20  # boxes, up to which Python compares them in less time than numpy is called
+MOST_MEETINGS = 24  # after which numpy would have been faster
 MANY_PAIRS = 2000  # from which those that share a part of their widths are found first
-CLEAR, FAR = (
-    1e-5,
-    1e30,
-)  # of an overlap, that its roundings in float32 never add up to, while areas are no further from 1
+CLEAR, FAR = 1e-5, 1e30  # roundings in float32 never change an overlap by so much, while areas are not so far from 1
 LOOPED = 64  # overlaps, up to which a loop over them takes less time than a round over arrays
 ROUNDS = 8  # most crowds are settled by then; boxes in a chain need half as many rounds as boxes
 MOST_DOTTED = 8192  # values, up to which BLAS starts no threads for a dot product
@@ -68,8 +66,8 @@ def suppressed(boxes: Array, labels: Array | None, limit: Array) -> Array | None
         limit: suppress above this overlap, ``()`` float32.
     """
     count = len(boxes)
-    if count <= ONE_BY_ONE:
-        left = _left_one_by_one(boxes, labels, limit)
+    left = _left_one_by_one(boxes, labels, limit) if count <= ONE_BY_ONE else None
+    if left is not None:
         return None if len(left) == count else np.array(left, np.intp)
     total = count * (count - 1) // 2
     first, second = EARLIER[:total], LATER[:total]
@@ -85,28 +83,28 @@ def suppressed(boxes: Array, labels: Array | None, limit: Array) -> Array | None
     return left_over(first.take(over), second.take(over), count) if len(over) else None
 
 
-def _left_one_by_one(boxes: Array, labels: Array | None, limit: Array) -> list[int]:
-    """Return the positions of the boxes that are left, where few of them meet."""
+def _left_one_by_one(boxes: Array, labels: Array | None, limit: Array) -> list[int] | None:
+    """Return the positions of the boxes that are left; None: many of them meet, or roundings might decide."""
     x1, y1, x2, y2 = boxes.T.tolist()
     left: list[int] = []
     alike: dict[int, list[int]] = {0: left} if labels is None else {}
     names = [0] * len(boxes) if labels is None else labels.tolist()
-    iou = float(limit)
+    iou, meetings = float(limit), 0
     for j, (start, top, stop, bottom, name) in enumerate(zip(x1, y1, x2, y2, names, strict=True)):
         same = alike.setdefault(name, [])
         for i in same:
             if not (x1[i] < stop and start < x2[i] and y1[i] < bottom and top < y2[i]):
                 continue
+            meetings += 1
             width, height = min(x2[i], stop) - max(x1[i], start), min(y2[i], bottom) - max(y1[i], top)
-            if width <= 0 or height <= 0:  # one of them has no area
-                continue
             inter = width * height
             union = (x2[i] - x1[i]) * (y2[i] - y1[i]) + (stop - start) * (bottom - top) - inter
             beyond = inter - iou * union
-            is_over = beyond > 0
-            if not (inter > 1 / FAR and union < FAR and abs(beyond) > CLEAR * union):
-                is_over = len(overlapping(boxes, np.array([i]), np.array([j]), limit)) > 0
-            if is_over:
+            if meetings > MOST_MEETINGS or not (
+                width > 0 and inter > 1 / FAR and union < FAR and abs(beyond) > CLEAR * union
+            ):
+                return None
+            if beyond > 0:
                 break
         else:
             same.append(j)

@@ -21,7 +21,6 @@ enlarged it, at whole cells of it, so their masks differ along the sides of boxe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -34,6 +33,7 @@ from deploykit.runtime.images.letterbox import Letterbox
 
 __all__ = ["assembled", "outline", "outlines", "pasted", "run_lengths"]
 
+ONE, NONE, ZERO = np.array(1.0), np.array(0.0), np.array(0, np.float32)  # numpy converts numbers at each call
 NEAR = 1.0  # pixels that an outline may be off the border of its mask
 
 
@@ -51,12 +51,38 @@ def pasted(masks: Array, boxes: Array, size: tuple[int, int], threshold: float =
         threshold: over 0.
     """
     out = np.zeros((len(masks), *size), np.bool_)
-    for mask, box, pixels in zip(masks, boxes.astype(np.float64), out, strict=True):
-        rows, down = _weights(box[1], box[3], size[0], mask.shape[0])
-        columns, across = _weights(box[0], box[2], size[1], mask.shape[1])
+    least = np.array(threshold, np.float64)
+    high, broad = (np.arange(cells, dtype=np.float64) for cells in masks.shape[1:])
+    for mask, (x1, y1, x2, y2), pixels in zip(masks.astype(np.float64), boxes.tolist(), out, strict=True):
+        rows, columns = _inside(y1, y2, size[0]), _inside(x1, x2, size[1])
         if rows.stop > rows.start and columns.stop > columns.start:
-            pixels[rows, columns] = down @ mask.astype(np.float64) @ across.T >= threshold
+            places = _places(rows, y1, y2, len(high))
+            down = _shares(places[:, None], high)
+            wide = mask @ _shares(broad[:, None], _places(columns, x1, x2, len(broad)))
+            found = pixels[rows, columns]
+            for start in range(0, len(places), STRIP):  # a strip needs few of the cells
+                part = slice(start, min(start + STRIP, len(places)))
+                cells = slice(max(math.floor(places[start]), 0), math.floor(places[part.stop - 1]) + 2)
+                np.greater_equal(down[part, cells] @ wide[cells], least, out=found[part])
     return out
+
+
+def _places(pixels: slice, start: float, stop: float, cells: int) -> Array:
+    """Return where the centres of pixels lie among the centres of the cells of a box, from 0 on."""
+    centres = np.arange(pixels.start + 0.5, pixels.stop)
+    centres -= start
+    centres *= cells / (stop - start)
+    centres -= 0.5
+    return centres
+
+
+def _shares(places: Array, others: Array) -> Array:
+    """Return 1 where places are equal, falling evenly to 0 where they are 1 apart."""
+    distance: Array = places - others
+    np.abs(distance, out=distance)
+    np.subtract(ONE, distance, out=distance)
+    np.maximum(distance, NONE, out=distance)
+    return distance
 
 
 def assembled(coefficients: Array, prototypes: Array, boxes: Array, letterbox: Letterbox) -> tuple[Array, Array]:
@@ -72,6 +98,7 @@ def assembled(coefficients: Array, prototypes: Array, boxes: Array, letterbox: L
     """
     height, width = letterbox.source
     down, across = _sampling(prototypes.shape[1:], letterbox)
+    coefficients, prototypes = (each.astype(np.float32, copy=False) for each in (coefficients, prototypes))
     out = np.zeros((len(boxes), height, width), np.bool_)
     has_pixels = np.zeros(len(boxes), np.bool_)
     count = 0
@@ -81,52 +108,60 @@ def assembled(coefficients: Array, prototypes: Array, boxes: Array, letterbox: L
             continue
         # An object without a pixel leaves its slot to the next one: it wrote nothing but False.
         pixels = out[count, rows, columns]
-        has_pixels[i] = _drawn(pixels, coefficients[i], prototypes, down.of(rows), across.of(columns))
+        has_pixels[i] = _drawn(pixels, coefficients[i], prototypes, (down, rows), (across, columns))
         count += bool(has_pixels[i])
     return out[:count], has_pixels
 
 
-STRIP = 64  # rows or columns of an image that are computed at a time
+STRIP = 128  # rows or columns of an image that are computed at a time
 
 
 @dataclass(frozen=True)
 class _Sampling:
     """How the pixels of one axis follow from the cells of a map: ``weights (pixels, cells)``, of which those from
-    ``first`` to before ``stop`` are not 0, both rising."""
+    ``first`` to before ``stop`` are not 0, both rising; ``turned (cells, pixels)`` are the same."""
 
     weights: Array
-    first: Array
-    stop: Array
+    turned: Array
+    first: list[int]
+    stop: list[int]
 
-    def of(self, span: slice) -> _Sampling:
-        """Return that of some pixels, at least one, and of the cells that they need; ``first`` counts from 0 on."""
-        low, high = self.first[span.start], self.stop[span.stop - 1]
-        return _Sampling(self.weights[span, low:high], self.first[span], self.stop[span])
-
-    @property
-    def cells(self) -> slice:
-        """The cells of the map that are needed."""
-        return slice(int(self.first[0]), int(self.stop[-1]))
-
-    def strips(self) -> Iterator[tuple[slice, slice]]:
-        """Yield pixels, and the cells that they need, counted from the first one needed at all."""
-        for start in range(0, len(self.weights), STRIP):
-            part = slice(start, min(start + STRIP, len(self.weights)))
-            yield part, slice(self.first[start] - self.first[0], self.stop[part.stop - 1] - self.first[0])
+    def cells(self, pixels: slice) -> slice:
+        """Return the cells that some pixels need, at least one."""
+        return slice(self.first[pixels.start], self.stop[pixels.stop - 1])
 
 
-def _drawn(pixels: Array, coefficients: Array, prototypes: Array, down: _Sampling, across: _Sampling) -> bool:
-    """Set the ``pixels`` of a box where the logits are over 0, and return whether there is one."""
-    cells = prototypes[:, down.cells, across.cells].astype(np.float32, copy=False)
-    flat = coefficients.astype(np.float32, copy=False) @ cells.reshape(len(cells), -1)
-    logits = flat.reshape(cells.shape[1:])
-    wide = np.empty((len(logits), len(across.weights)), np.float32)
-    for part, needed in across.strips():
-        np.matmul(logits[:, needed], across.weights[part, needed].T, out=wide[:, part])
+def _drawn(
+    pixels: Array,
+    coefficients: Array,
+    prototypes: Array,
+    down: tuple[_Sampling, slice],
+    across: tuple[_Sampling, slice],
+) -> bool:
+    """Set the ``pixels`` of a box where the logits are over 0, and return whether there is one.
+
+    ``down`` and ``across`` say how the image's pixels of each axis follow from the map, and which of them the box has.
+    """
+    (sampling, rows), (beside, columns) = down, across
+    high, broad = sampling.cells(rows), beside.cells(columns)
+    cells = prototypes[:, high, broad]
+    logits = (coefficients @ cells.reshape(len(cells), -1)).reshape(cells.shape[1:])
+    wide = np.empty((len(logits), columns.stop - columns.start), np.float32)
+    for start in range(columns.start, columns.stop, STRIP):
+        part = slice(start, min(start + STRIP, columns.stop))
+        needed = beside.cells(part)
+        np.matmul(
+            logits[:, needed.start - broad.start : needed.stop - broad.start],
+            beside.turned[needed, part],
+            out=wide[:, start - columns.start : part.stop - columns.start],
+        )
     some = False
-    for part, needed in down.strips():
-        strip = np.greater(down.weights[part, needed] @ wide[needed], 0, out=pixels[part])
-        some = some or bool(strip.any())
+    for start in range(rows.start, rows.stop, STRIP):
+        part = slice(start, min(start + STRIP, rows.stop))
+        needed = sampling.cells(part)
+        strip = sampling.weights[part, needed] @ wide[needed.start - high.start : needed.stop - high.start]
+        found = np.greater(strip, ZERO, out=pixels[start - rows.start : part.stop - rows.start])
+        some = some or bool(found.any())
     return some
 
 
@@ -158,7 +193,9 @@ def _sampling(shape: tuple[int, ...], letterbox: Letterbox) -> tuple[_Sampling, 
         weights = refinement[low] * (1 - part)[:, None]
         weights += refinement[high] * part[:, None]
         used = weights > 0
-        found.append(_Sampling(weights.astype(np.float32), used.argmax(1), weights.shape[1] - used[:, ::-1].argmax(1)))
+        last = weights.shape[1] - used[:, ::-1].argmax(1)
+        single = weights.astype(np.float32)
+        found.append(_Sampling(single, np.ascontiguousarray(single.T), used.argmax(1).tolist(), last.tolist()))
     return found[0], found[1]
 
 
@@ -222,22 +259,6 @@ def outline(mask: Array) -> Array:
     first, *rest = pieces
     joined = [first, *(np.concatenate((first[:1], piece, piece[:1])) for piece in rest)]
     return np.concatenate(joined)
-
-
-def _weights(start: float, stop: float, pixels: int, cells: int) -> tuple[slice, Array]:
-    """Return the pixels of an axis whose centres lie in a box, and the weight of each mask cell for each pixel."""
-    span = _inside(start, stop, pixels)
-    first, last = span.start, span.stop
-    weights = np.zeros((last - first, cells))
-    if last > first:
-        places = (np.arange(first, last) + 0.5 - start) * (cells / (stop - start)) - 0.5
-        low = np.floor(places).astype(np.int64)
-        part = places - low
-        lines = np.arange(len(places))
-        for cell, share in ((low, 1 - part), (low + 1, part)):
-            inside = (cell >= 0) & (cell < cells)
-            weights[lines[inside], cell[inside]] += share[inside]
-    return span, weights
 
 
 def _columns_from(start: float, stop: float, pixels: int) -> slice:

@@ -100,7 +100,7 @@ def numpy_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice
     """Apply the definition in numpy: the reference, and the fallback without the native library."""
     conf = np.array(thresholds.conf, np.float32)
     passed = _passed(rows, layout, conf, choice.multi_label)
-    if passed is not None and len(passed) <= FEW and choice == USUAL:
+    if passed is not None and len(passed) <= FEW and (choice is USUAL or choice == USUAL):
         found = _of_few(rows, passed, layout, thresholds, conf)
         if found is not None:
             return found
@@ -124,15 +124,15 @@ def _of_few(rows: Array, passed: Array, layout: RawDetections, thresholds: Thres
         return None
     order, scores, labels = found
     count = len(order)
-    order = order[: thresholds.pre_nms_topk]
+    if count > thresholds.pre_nms_topk:
+        order = order[: thresholds.pre_nms_topk]
     boxes = _corners(part[:, slice(*layout.box)]).take(order, 0)
-    labels = None if labels is None else labels.take(order)
-    kept = suppressed(boxes, labels, np.array(thresholds.iou, np.float32))
-    if kept is not None:
-        order, boxes, labels = order.take(kept), boxes.take(kept, 0), None if labels is None else labels.take(kept)
-    order = order[: thresholds.max_det]
-    labels = np.zeros(len(order), np.intp) if labels is None else labels[: len(order)]
-    return Kept(passed.take(order), boxes[: len(order)], scores.take(order), labels, count)
+    kept = suppressed(boxes, None if labels is None else labels.take(order), np.array(thresholds.iou, np.float32))
+    if kept is not None or len(order) > thresholds.max_det:
+        kept = (np.arange(len(order)) if kept is None else kept)[: thresholds.max_det]
+        order, boxes = order.take(kept), boxes.take(kept, 0)
+    labels = np.zeros(len(order), np.intp) if labels is None else labels.take(order)
+    return Kept(passed.take(order), boxes, scores.take(order), labels, count)
 
 
 def rows_at(rows: Array, index: Array) -> Array:
@@ -167,10 +167,11 @@ def _passed(rows: Array, layout: RawDetections, conf: Array, multi_label: bool) 
     count = scores.shape[1]
     if count == 1 or scores.strides[0] < scores.strides[1]:
         best = scores[:, 0] if count == 1 else scores.max(axis=1)
-        return (best > conf).nonzero()[0]
-    # Comparing every value takes less time than the maximum of every row.
-    index = (scores > conf).reshape(-1).nonzero()[0] // count
-    return index[np.diff(index, prepend=-1) > 0]
+        passed = (best > conf).nonzero()[0]
+    else:  # comparing every value takes less time than the maximum of every row
+        index = (scores > conf).reshape(-1).nonzero()[0] // count
+        passed = index[np.diff(index, prepend=-1) > 0]
+    return passed
 
 
 def _candidates(
@@ -258,7 +259,7 @@ def _best(scores: Array, count: int) -> Array:
     """Return the positions of the ``count`` highest scores in descending order, at equal scores the lower first.
 
     Scores are positive, so their bits as a whole number order as they do; with its position, each is a number of its
-    own, and such numbers are sorted in a tenth of the time that a stable sort of positions takes.
+    own, and such numbers are sorted in a third of the time that a stable sort of positions takes.
     """
     if len(scores) <= SORTED:
         return (-scores).argsort(kind="stable")[:count]
@@ -277,7 +278,7 @@ def _corners(boxes: Array) -> Array:
     found = np.empty(columns.shape, np.float32)
     np.subtract(centre, half, found[:2])
     np.add(centre, half, found[2:])
-    return np.ascontiguousarray(found.T)
+    return found.T
 
 
 def suppress(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:

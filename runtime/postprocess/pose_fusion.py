@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.postprocess.nms import Choice, Kept, nms
+from deploykit.runtime.postprocess.nms import Choice, Kept, nms, rows_at
 from deploykit.spec import PoseFusion, PoseObjectRows, Thresholds
 
 __all__ = ["KeypointObjects", "fuse", "kept_objects", "object_thresholds"]
@@ -61,7 +61,7 @@ def kept_objects(rows: Array, layout: PoseObjectRows, thresholds: Thresholds) ->
     obj = rows[:, layout.obj[0]].astype(np.float32, copy=False)
     # Class values are probabilities, so a score never exceeds its objectness.
     index = np.flatnonzero(obj > np.float32(min(each.conf for each in limits)))
-    part, plain = rows[index], layout.as_rows()
+    part, plain = rows_at(rows, index), layout.as_rows()
     labels = tuple(range(layout.num_keypoints + 1))
     persons, objects = (
         nms(part, plain, each, Choice(classes=wanted))

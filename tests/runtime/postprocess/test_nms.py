@@ -126,6 +126,7 @@ def problems(draw: st.DrawFn) -> tuple[Rows, RawDetections, Thresholds]:
     block=st.sampled_from([1, 2, 3, 64]),
     pairs=st.sampled_from([0, 1, 64]),
     one_by_one=st.sampled_from([0, 20]),
+    most_meetings=st.sampled_from([2, 99]),
     clear=st.sampled_from([few_boxes.CLEAR, 10]),
     many_pairs=st.sampled_from([0, 20, 2000]),
     looped=st.sampled_from([0, 3, 64]),
