@@ -28,6 +28,8 @@ PACKAGE_OF = {
 PROVIDERS = {"CPUExecutionProvider": "", "CUDAExecutionProvider": "cuda", "CoreMLExecutionProvider": ""}
 """Providers of ONNX Runtime that deploykit is run with."""
 
+WEBGPU = "webgpu"  # a provider that is a package of its own
+
 PLUGINS = ("cpu", "onnxruntime", "cuda", "tensorrt")
 
 
@@ -45,6 +47,7 @@ def examine(*, seconds: float = 60.0) -> DoctorReport:
     gpu = _reason(told["gpu"])
     runtime = told["import:onnxruntime"]
     offered = [name for name in runtime.get("providers", ()) if name in PROVIDERS]
+    offered += [WEBGPU] * ("version" in told.get("import:onnxruntime_ep_webgpu", {}) and "error" not in runtime)
     tried = probe([f"provider:{name}" for name in offered], seconds=seconds)
     items = [
         Item("packages", "deploykit", "ok", f"{__version__}, in {Path(__file__).resolve().parents[1]}"),
@@ -160,6 +163,9 @@ def provider_items(tried: Mapping[str, Told], gpu: str) -> list[Item]:
             found.append(_slow("ONNX Runtime", short, about))
         elif about.get("loaded"):
             found.append(Item("ONNX Runtime", short, "ok", "loads and makes a session"))
+        elif name == WEBGPU:
+            says = f"it makes no session: {why.partition(': ')[2] or why}"
+            found.append(Item("ONNX Runtime", short, "warning", says, "only --device webgpu needs it"))
         elif PROVIDERS.get(name) == "cuda" and gpu:
             do = f"there is no GPU here ({gpu}): pip install onnxruntime instead of onnxruntime-gpu"
             found.append(Item("ONNX Runtime", short, "warning", _fell_back(short, why), do))

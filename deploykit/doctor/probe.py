@@ -64,6 +64,14 @@ def _provider(name: str) -> dict[str, Any]:
     """Make a session of the tiny network with a provider; ONNX Runtime falls back to the CPU without an error."""
     import onnxruntime as ort
 
+    from deploykit.runtime.backends.ort_providers import CUDA, preload_cuda
+    from deploykit.runtime.session import open_session
+
+    if name == "webgpu":  # a plugin, which has to be registered
+        with open_session(model_file(), device=name) as opened:
+            return {"loaded": opened.providers[0] != "CPUExecutionProvider", "missing": ""}
+    if name == CUDA:
+        preload_cuda(ort)  # as before a model is opened
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     session = ort.InferenceSession(_model_bytes(), options, providers=[name])

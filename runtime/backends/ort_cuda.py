@@ -26,13 +26,13 @@ import numpy as np
 from deploykit.errors import BackendError, DeviceError, MissingDependencyError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.on_device import STAGES, Buffer, DeviceTensor, is_replay
-from deploykit.runtime.backends.ort_providers import CudaOptions, preload_cuda, reason_of, tensor_info
+from deploykit.runtime.backends.ort_providers import CUDA, CudaOptions, preload_cuda, reason_of, tensor_info
 from deploykit.runtime.cuda import Gpu, open_gpu
 from deploykit.runtime.session import TensorInfo
 
 __all__ = ["CPU", "CUDA", "BoundRun", "DeviceRuns", "open_on_gpu"]
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
 MOST_SHAPES = 4  # whose buffers are kept
 NO_WAIT = ("disable_synchronize_execution_providers", "1")  # of a run: the stream is waited for once, by us
 GRAPH = "gpu_graph_id"  # of a run: which graph it captures or replays

@@ -22,6 +22,7 @@ from deploykit.runtime.backends.ort_webgpu import NEEDS, WEBGPU
 from deploykit.runtime.session import TensorInfo
 
 __all__ = [
+    "CUDA",
     "CUDA_SETTINGS",
     "PLUGINS",
     "CudaOptions",
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 LOG = logging.getLogger(__name__)
+
+CUDA = "CUDAExecutionProvider"
 
 CUDA_SETTINGS = "DEPLOYKIT_CUDA"
 """The environment variable with the options of runs on an NVIDIA GPU, such as ``tf32,no-graph,search=heuristic``."""
@@ -136,7 +139,7 @@ PLUGINS = (
         NEEDS,
     ),
     Plugin(
-        ("cuda", "CUDAExecutionProvider", "CudaPluginExecutionProvider"),
+        ("cuda", CUDA, "CudaPluginExecutionProvider"),
         "onnxruntime_ep_cuda",
         "an NVIDIA GPU and the libraries of CUDA",
     ),
@@ -145,9 +148,16 @@ PLUGINS = (
 
 _registered: set[str] = set()
 
+CUDA_AS_PLUGIN = "cuda-plugin-ep="  # in ONNX Runtime's account of its build
+
 
 def own_providers(ort: Any) -> list[str]:
-    """Return the providers that are part of an ONNX Runtime; it counts registered plugins among the available ones."""
+    """Return the providers that are part of an ONNX Runtime; it counts registered plugins among the available ones.
+
+    A package may bring CUDA's as a plugin that it registers itself, once the libraries of CUDA are loaded.
+    """
+    if CUDA_AS_PLUGIN in getattr(ort, "get_build_info", str)() and CUDA not in ort.get_available_providers():
+        preload_cuda(ort)
     return [name for name in ort.get_available_providers() if name not in _registered]
 
 

@@ -174,6 +174,25 @@ def test_cuda_that_does_not_load_is_broken_where_there_is_a_gpu() -> None:
     assert item.state == "broken"
 
 
+def test_a_plugin_without_a_device_is_no_fault_of_the_installation() -> None:
+    (item,) = provider_items({"webgpu": {"error": "BackendError: it finds none: it needs a GPU"}}, gpu=NO_GPU)
+    assert (item.state, item.says) == ("warning", "it makes no session: it finds none: it needs a GPU")
+    (item,) = provider_items({"webgpu": {"loaded": True, "missing": ""}}, gpu=NO_GPU)
+    assert item.state == "ok"
+
+
+def test_cuda_is_tried_with_the_libraries_of_nvidias_wheels(tmp_path: Path) -> None:
+    """As a model is opened: without ``preload_dlls``, CUDA that works would be called broken."""
+    script = (
+        "import onnxruntime, sys\nfrom deploykit.doctor.probe import main\n"
+        "onnxruntime.preload_dlls = lambda: print('preloaded', file=sys.stderr)\n"
+        "sys.exit(main(['provider:CUDAExecutionProvider']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert '"loaded": ' in done.stdout
+    assert done.stderr.startswith("preloaded\n")
+
+
 def test_packages_that_overwrite_each_other() -> None:
     (both,) = conflicts({"onnxruntime": "1.31", "onnxruntime-gpu": "1.31", "opencv-python": "5.0"})
     assert (both.state, both.name) == ("broken", "ONNX Runtime")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -95,3 +95,16 @@ def test_a_provider_that_is_part_of_onnx_runtime_goes_before_its_plugin(
     assert ort_providers.plugin_for(onnxruntime, "cuda:1") is None
     assert ort_providers.plugin_for(onnxruntime, "auto") is None
     assert not plugin
+
+
+def test_an_onnx_runtime_whose_cuda_is_a_plugin_is_given_the_libraries_first() -> None:
+    """Such a package registers it when it is imported, which fails until they are loaded, and when it loads them."""
+    available = ["CPUExecutionProvider"]
+    for build, expected in (("a=1", []), ("a=1, cuda-plugin-ep=1", ["CUDAExecutionProvider"])):
+        runtime = SimpleNamespace(
+            get_build_info=lambda build=build: build,
+            get_available_providers=lambda: list(available),
+            preload_dlls=lambda: available.append("CUDAExecutionProvider"),
+        )
+        for _ in range(2):
+            assert ort_providers.own_providers(runtime) == ["CPUExecutionProvider", *expected]
