@@ -7,6 +7,8 @@ version of theirs has no such function, or another one, nothing takes its place.
 from __future__ import annotations
 
 import contextlib
+import copy
+import importlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +25,11 @@ __all__ = ["exporter_shortcuts", "optimize"]
 
 _ONE_AT_A_TIME = threading.RLock()  # the functions belong to the whole process
 
+EXPORTER = "torch.onnx._internal.exporter"
+TABLE = "create_onnx_friendly_decomposition_table"
+_REGISTRIES: dict[Any, Any] = {}
+_TABLES: dict[frozenset[Any], dict[Any, Any]] = {}
+
 TRANSLATED: Any = getattr(onnxscript.values, "TracedOnnxFunction", None)
 DESCRIPTION: Any = getattr(TRANSLATED, "function_ir", None)
 RULES = "_DEFAULT_REWRITE_RULES"
@@ -31,7 +38,11 @@ FOLDED = {"Constant", "Identity"}  # operators that folding constants leaves, wh
 
 @contextlib.contextmanager
 def exporter_shortcuts() -> Iterator[None]:
-    """Trace faster: programs are decomposed in place where they can be, and functions' sources stay unread."""
+    """Trace faster.
+
+    Programs are decomposed in place where they can be, functions' sources stay unread, and what torch translates and
+    decomposes is looked up once in a process.
+    """
     second_trace: Callable[..., ExportedProgram] = ExportedProgram.run_decompositions
 
     def decomposed(program: ExportedProgram, decomp_table: Any = None, *more: Any, **options: Any) -> ExportedProgram:
@@ -43,7 +54,48 @@ def exporter_shortcuts() -> Iterator[None]:
         stack.enter_context(_in_place(ExportedProgram, "run_decompositions", decomposed))
         if isinstance(DESCRIPTION, property):
             stack.enter_context(_in_place(TRANSLATED, "function_ir", property(_Described)))
+        if isinstance(build := vars(_of_exporter("_registration", "ONNXRegistry")).get("from_torchlib"), classmethod):
+            registry = classmethod(_remembered_registry(build))
+            stack.enter_context(_in_place(_of_exporter("_registration", "ONNXRegistry"), "from_torchlib", registry))
+        if TABLE in vars(decompositions := _of_exporter("_decomp")):
+            table = _remembered_table(getattr(decompositions, TABLE))
+            stack.enter_context(_in_place(decompositions, TABLE, table))
         yield
+
+
+def _of_exporter(module: str, name: str = "") -> Any:
+    """A private module of torch's exporter, or a class of it; where there is none, a class with nothing in it."""
+    try:
+        found = importlib.import_module(f"{EXPORTER}.{module}")
+    except ImportError:
+        return object
+    return getattr(found, name, object) if name else found
+
+
+def _remembered_registry(build: Any) -> Callable[..., Any]:
+    """The translations of torch's operators; a caller adds its own to what it gets."""
+
+    def remembered(owner: Any, *given: Any, **options: Any) -> Any:
+        key = given, tuple(options.items())
+        if key not in _REGISTRIES:
+            _REGISTRIES[key] = build.__get__(None, owner)(*given, **options)
+        own = copy.copy(_REGISTRIES[key])
+        own.functions = {target: list(known) for target, known in own.functions.items()}
+        return own
+
+    return remembered
+
+
+def _remembered_table(build: Callable[[Any], dict[Any, Any]]) -> Callable[[Any], dict[Any, Any]]:
+    """The decompositions of what has no translation."""
+
+    def remembered(translated: Any) -> dict[Any, Any]:
+        key = frozenset(translated)
+        if key not in _TABLES:
+            _TABLES[key] = build(translated)
+        return dict(_TABLES[key])
+
+    return remembered
 
 
 class _Described:
@@ -89,7 +141,7 @@ def _operators(model: ir.Model) -> set[str]:
 
 @contextlib.contextmanager
 def _in_place(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
+    before = vars(owner)[name]
     setattr(owner, name, value)
     try:
         yield

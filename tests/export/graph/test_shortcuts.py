@@ -141,6 +141,29 @@ def test_a_function_still_describes_itself() -> None:
         assert described.name == plain.name
 
 
+def test_what_torch_translates_is_looked_up_once_and_a_caller_changes_its_own() -> None:
+    owner, tables = shortcuts._of_exporter("_registration", "ONNXRegistry"), shortcuts._of_exporter("_decomp")
+    before = vars(owner)["from_torchlib"], getattr(tables, shortcuts.TABLE)
+    plain = owner.from_torchlib()
+    table = before[1](set())
+    target = torch.ops.aten.relu.default
+    with exporter_shortcuts():
+        first, second = owner().from_torchlib(), owner.from_torchlib()
+        first.register_op(target, torch.relu)
+        first.functions.pop("aten::add.Tensor")
+        third = owner.from_torchlib()
+        assert getattr(tables, shortcuts.TABLE)({target}).keys() == before[1]({target}).keys()
+        getattr(tables, shortcuts.TABLE)(set()).clear()
+        assert getattr(tables, shortcuts.TABLE)(set()).keys() == table.keys()
+    assert first.get_decomps(target)[0].is_custom
+    assert second.get_decomps(target)[0] is third.get_decomps(target)[0]
+    for found in (second, third):
+        assert found.functions.keys() == plain.functions.keys()
+        assert [len(known) for known in found.functions.values()] == [len(k) for k in plain.functions.values()]
+        assert not found.get_decomps(target)[0].is_custom
+    assert (vars(owner)["from_torchlib"], getattr(tables, shortcuts.TABLE)) == before
+
+
 TEXT = """
 <ir_version: 10, opset_import: ["" : 18]>
 g (float[4, 6] x) => (float[4, 6] y) {
