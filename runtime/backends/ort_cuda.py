@@ -28,7 +28,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.on_device import STAGES, Buffer, DeviceTensor, is_replay
 from deploykit.runtime.backends.ort_providers import CUDA, CudaOptions, preload_cuda, reason_of, tensor_info
 from deploykit.runtime.cuda import Gpu, open_gpu
-from deploykit.runtime.session import TensorInfo
+from deploykit.runtime.session import TensorInfo, shape_matches
 
 __all__ = ["CPU", "CUDA", "BoundRun", "DeviceRuns", "open_on_gpu"]
 
@@ -164,13 +164,16 @@ class DeviceRuns:
         """Have the stream and the buffers for inputs of these shapes for a while; other threads wait.
 
         Raises:
-            BackendError: CUDA failed, or the session is closed.
+            BackendError: CUDA failed, the network does not take these shapes, or the session is closed.
         """
         with self._lock, self.gpu.current():
             if self.session is None:
                 raise BackendError("this session is closed")
             key = tuple(shapes[info.name] for info in self.inputs)
             if key not in self._bound:
+                for info, shape in zip(self.inputs, key, strict=True):  # a graph would replay the shape of its capture
+                    if not shape_matches(info.shape, shape):
+                        raise BackendError(f"input {info.name!r} must be {info}, got {shape}")
                 while len(self._bound) >= MOST_SHAPES:
                     self._bound.popitem(last=False)[1].close()
                 self._bound[key] = BoundRun(self, shapes)

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -22,7 +23,7 @@ from deploykit.runtime.backends.ort_cuda import DeviceRuns
 from deploykit.runtime.backends.ort_providers import CUDA_SETTINGS, CudaOptions
 from deploykit.runtime.session import open_session
 from tests.cell_model import RED, cell_spec, planted, write_cell_model
-from tests.cpu_cuda_ort import CPU, CUDA, CudaSession, SharedGpu
+from tests.cpu_cuda_ort import CPU, CUDA, Binding, CudaSession, SharedGpu
 from tests.forked import forked
 
 NOISE = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
@@ -166,6 +167,52 @@ def test_outputs_do_not_depend_on_the_runs_before(batches: list[int], tmp_path_f
     assert device.live == 0
     with pytest.raises(BackendError, match="closed"):
         runs.run({"images": images})
+
+
+def test_a_graph_is_not_replayed_for_another_shape(model: Path, gpu: SharedGpu) -> None:
+    """It would give the output of the shape that it captured, without an error."""
+    with open_session(model, provider="cuda") as session:
+        runs = session.runs  # type: ignore[attr-defined]
+        assert runs.graph
+        allocations = gpu.allocations
+        with (
+            pytest.raises(BackendError, match=r"input 'images' must be float32 \(1, 3, 64, 64\), got \(2, 3, 64, 64\)"),
+            runs.hold({"images": (2, 3, 64, 64)}),
+        ):
+            pass
+        with pytest.raises(BackendError, match="input 'images' must be"):
+            session.run({"images": NOISE[:, :, :32]})
+        assert gpu.allocations == allocations
+        with runs.hold({"images": NOISE.shape}) as bound:
+            assert set(bound.outputs()) == {"output"}
+
+
+def test_everything_lies_on_the_gpu_that_is_asked_for(
+    model: Path, gpu: SharedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    bound: list[int] = []
+
+    def opened(index: int = 0) -> SharedGpu:
+        asked.append(index)
+        gpu.index = index
+        return gpu
+
+    def elsewhere(bind: Any) -> Any:
+        def there(self: Binding, name: str, device: str, index: int, *place: Any) -> None:
+            bound.append(index)
+            bind(self, name, device, 0, *place)  # the host has one memory
+
+        return there
+
+    monkeypatch.setattr(ort_cuda, "open_gpu", opened)
+    for name in ("bind_input", "bind_output"):
+        monkeypatch.setattr(Binding, name, elsewhere(getattr(Binding, name)))
+    with open_session(model, provider="cuda:2") as session:
+        assert session.run({"images": NOISE})["output"].shape == (1, 64, 10)
+    assert asked == [2]
+    assert bound == [2, 2]
+    assert [told["device_id"] for told in CudaSession.loads] == ["2"]
 
 
 def test_outputs_survive_the_next_run(model: Path, gpu: SharedGpu) -> None:
