@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from deploykit.models.layers.pool import GlobalMean
+
 __all__ = ["GlobalContext", "L2Norm", "LateContext"]
 
 EPS = 1e-10
@@ -44,11 +46,12 @@ class GlobalContext(nn.Module):
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
+        self.mean = GlobalMean()
         self.norm_local, self.norm_global = L2Norm(channels), L2Norm(channels)
         self.score = nn.Conv2d(2 * channels, num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        whole = self.norm_global(x.mean((2, 3), keepdim=True))
+        whole = self.norm_global(self.mean(x))
         scores: Tensor = self.score(torch.cat((self.norm_local(x), whole.expand(x.shape)), 1))
         return scores
 
@@ -58,13 +61,14 @@ class LateContext(nn.Module):
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
+        self.mean = GlobalMean()
         self.norm_local, self.norm_global = L2Norm(channels), L2Norm(channels)
         self.score = nn.Conv2d(channels, num_classes, 1)
         self.score_global = nn.Conv2d(channels, num_classes, 1)
         self.weights = nn.Parameter(torch.full((2,), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        whole = self.score_global(self.norm_global(x.mean((2, 3), keepdim=True)))
+        whole = self.score_global(self.norm_global(self.mean(x)))
         scores: Tensor = self.weights[0] * self.score(self.norm_local(x)) + self.weights[1] * whole
         return scores
 
