@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,6 +23,8 @@ from deploykit.export.sessions.exact_convolutions import (
     widened,
 )
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
+from deploykit.models.create.random_weights import randomise
+from deploykit.models.layers.conv import Conv, DWConv
 from tests.narrow import model_of
 
 ROUNDING = 2.0**-53
@@ -83,6 +87,88 @@ def test_bands_give_torchs_numbers(
         patched.setattr(exact_convolutions, "LEAST_TILES", 1)
         found = convolve_in_bands(images, weight, bias, stride, padding)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+BLOCKS = [
+    lambda: Conv(32, 40, 3),
+    lambda: Conv(32, 40, 3, 2, act=nn.LeakyReLU(0.1)),
+    lambda: Conv(32, 40, 1, act=nn.Hardswish()),
+    lambda: Conv(32, 40, 1, 2, act=nn.SiLU(inplace=True)),
+    lambda: Conv(32, 40, 3, d=2, act=nn.Identity()),
+    lambda: Conv(8, 40, (5, 1), act=nn.ReLU(inplace=True)),
+    lambda: Conv(32, 40, 3).fuse(""),
+    lambda: Conv.folded(nn.Conv2d(32, 33, 1), nn.Identity()),
+    lambda: DWConv(32, 32, 3),
+]
+
+
+@pytest.mark.parametrize("sides", [(45, 46), (9, 6), (36, 40)], ids=str)
+@pytest.mark.parametrize("made", BLOCKS)
+def test_a_block_in_parts_gives_the_numbers_of_the_whole(made: Callable[[], Conv], sides: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    block = made().eval()
+    randomise(block)
+    network = nn.Sequential(block)
+    before, images = copy.deepcopy(network.state_dict()), random(3, 2, block.conv.in_channels, *sides)
+    new = widened(network)
+    assert type(new[0]) is not type(block)
+    with torch.inference_mode():
+        expected = copy.deepcopy(network).double()(images.clone())
+        with ExactConvolutions():
+            found = new(images)
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-11)
+            assert torch.equal(new(images), found)
+    assert found.is_contiguous()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+class _Softmaxed(Conv):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).softmax(-1)
+
+
+def _hooked() -> Conv:
+    block = Conv(32, 32, 3)
+    block.bn.register_forward_hook(lambda module, given, found: found * 2.0)
+    return block
+
+
+def _without_statistics() -> Conv:
+    block = Conv(32, 32, 3)
+    block.bn = nn.BatchNorm2d(32, track_running_stats=False)
+    return block
+
+
+@pytest.mark.parametrize(
+    "made",
+    [lambda: Conv(32, 32, 3, act=nn.Softmax(-1)), lambda: _Softmaxed(32, 32, 3), _hooked, _without_statistics],
+    ids=["another activation", "another block", "a hook", "statistics of the map"],
+)
+def test_what_is_not_done_value_by_value_stays_a_block(made: Callable[[], Conv]) -> None:
+    torch.manual_seed(0)
+    network, images = nn.Sequential(made()).eval(), random(3, 1, 32, 45, 46)
+    new = widened(network)
+    assert type(new[0]) is type(network[0])
+    with torch.inference_mode(), ExactConvolutions():
+        torch.testing.assert_close(new(images), network.double()(images), rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_large_map_is_normalised_and_activated_in_parts(kernel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = widened(nn.Sequential(Conv(64, 64, kernel)).eval())
+    sizes: list[int] = []
+    silu = functional.silu
+
+    def activated(x: Tensor, inplace: bool = False) -> Tensor:
+        assert inplace
+        sizes.append(x.numel())
+        return silu(x, inplace)
+
+    monkeypatch.setattr(functional, "silu", activated)
+    with torch.inference_mode(), ExactConvolutions():
+        found = new(random(3, 1, 64, 160, 160))
+    assert sum(sizes) == found.numel()
+    assert max(sizes) < found.numel() / 4
 
 
 @pytest.mark.parametrize(
