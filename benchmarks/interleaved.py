@@ -22,7 +22,8 @@ def interleaved(
     chance = random.Random(0)
     for number in range(warmup + rounds):
         for name in chance.sample(list(variants), len(variants)):
-            time.sleep(rest)
+            if rest:
+                time.sleep(rest)
             start = clock()
             variants[name]()
             if number >= warmup:

@@ -115,7 +115,7 @@ class Letterbox:
 
     @staticmethod
     def _tiled(pair: tuple[float, float], points: Array) -> Array:
-        return np.tile(np.asarray(pair, points.dtype), points.shape[-1] // 2)
+        return np.array(pair * (points.shape[-1] // 2), points.dtype)
 
 
 def check_least(source: tuple[int, int], canvas: tuple[int, int], fit: Fit) -> None:

@@ -19,6 +19,8 @@ from deploykit.spec import NmsOutputs, PoseObjectRows, RawDetections, Thresholds
 
 __all__ = ["NetworkDetections", "decode_nms", "decode_poses", "decode_rows", "to_source", "with_prototypes"]
 
+ZERO = np.array(0, np.float32)
+
 
 @dataclass(frozen=True)
 class NetworkDetections:
@@ -90,17 +92,18 @@ def decode_rows(
         )
     suppressed = nms if layout.angle is None else rotated_nms
     kept = suppressed(rows, layout, thresholds, choice)
-    chosen = rows_at(rows, kept.rows)
-    rotated = None if layout.angle is None else rotated_rows(chosen, layout)
+    rotated = None if layout.angle is None else rotated_rows(rows[kept.rows], layout)
     keypoints = None
     if layout.keypoints is not None:
-        values = chosen[:, slice(*layout.keypoints)].astype(np.float32, copy=False)
+        values = rows_at(rows, kept.rows)[:, slice(*layout.keypoints)].astype(np.float32, copy=False)
         keypoints = np.ones((len(kept.rows), points, 3), np.float32)  # visible, if the network gives no visibility
         keypoints[..., : layout.kpt_dims] = values.reshape(len(kept.rows), points, layout.kpt_dims)
     found = NetworkDetections(kept.boxes, kept.scores, kept.labels, keypoints, kept.candidates, rotated=rotated)
     if layout.coefficients is None:
         return found
-    return with_prototypes(found, outputs, slot, chosen[:, slice(*layout.coefficients)], layout.prototypes)
+    return with_prototypes(
+        found, outputs, slot, rows_at(rows, kept.rows)[:, slice(*layout.coefficients)], layout.prototypes
+    )
 
 
 def with_prototypes(
@@ -169,7 +172,7 @@ def decode_nms(
 def _clipped(boxes: Array, letterbox: Letterbox) -> Array:
     """Return boxes, which are in source pixels, clipped to the image."""
     height, width = letterbox.source
-    clipped: Array = np.clip(boxes, np.float32(0), np.array((width, height, width, height), np.float32))
+    clipped: Array = boxes.clip(ZERO, np.array((width, height, width, height), np.float32))
     return clipped
 
 

@@ -16,7 +16,7 @@ from deploykit.spec import RawDetections
 __all__ = ["best_first", "left_over", "overlapping", "suppressed"]
 
 MOST = 128  # boxes, up to which the positions of all pairs are kept
-ONE_BY_ONE = 20  # boxes, up to which Python compares them in less time than numpy is called
+ONE_BY_ONE, OF_SEVERAL = 14, 28  # boxes of one label and of several, up to which Python takes less time than numpy
 MOST_MEETINGS = 24  # after which numpy would have been faster
 MANY_PAIRS = 2000  # from which those that share a part of their widths are found first
 CLEAR, FAR = 1e-5, 1e30  # roundings in float32 never change an overlap by so much, while areas are not so far from 1
@@ -53,7 +53,7 @@ def best_first(part: Array, layout: RawDetections, conf: Array) -> tuple[Array, 
         scores = every[np.arange(len(part)), labels]
     if obj is not None:
         np.minimum(scores, obj, out=scores)
-    order = (-scores).argsort(kind="stable")
+    order = (-scores).argsort(-1, "stable")
     return order[: np.count_nonzero(scores > conf)], scores, labels
 
 
@@ -66,7 +66,8 @@ def suppressed(boxes: Array, labels: Array | None, limit: Array) -> Array | None
         limit: suppress above this overlap, ``()`` float32.
     """
     count = len(boxes)
-    left = _left_one_by_one(boxes, labels, limit) if count <= ONE_BY_ONE else None
+    few = count <= (ONE_BY_ONE if labels is None else OF_SEVERAL)
+    left = _left_one_by_one(boxes, labels, limit) if few else None
     if left is not None:
         return None if len(left) == count else np.array(left, np.intp)
     total = count * (count - 1) // 2

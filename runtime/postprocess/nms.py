@@ -95,22 +95,22 @@ def nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choi
     return numpy_nms(rows, layout, thresholds, choice) if found is None else Kept(*found)
 
 
-@np.errstate(all="ignore")  # values that overflow are part of the definition
 def numpy_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice = USUAL) -> Kept:
     """Apply the definition in numpy: the reference, and the fallback without the native library."""
-    conf = np.array(thresholds.conf, np.float32)
-    passed = _passed(rows, layout, conf, choice.multi_label)
-    if passed is not None and len(passed) <= FEW and (choice is USUAL or choice == USUAL):
-        found = _of_few(rows, passed, layout, thresholds, conf)
-        if found is not None:
-            return found
-    index, scores, labels, count = _candidates(rows, passed, layout, thresholds, choice)
-    if not count:
-        return Kept(index, np.zeros((0, 4), np.float32), scores, labels, 0)
-    boxes = _corners(rows[:, slice(*layout.box)][index].astype(np.float32, copy=False))
-    choose = suppress_by_label if choice.multi_label else suppress
-    groups = np.zeros_like(labels) if choice.agnostic else labels
-    kept = choose(boxes, groups, thresholds.iou, thresholds.max_det)
+    with np.errstate(all="ignore"):  # values that overflow are part of the definition
+        conf = np.array(thresholds.conf, np.float32)
+        passed = _passed(rows, layout, conf, choice.multi_label)
+        if passed is not None and len(passed) <= FEW and (choice is USUAL or choice == USUAL):
+            found = _of_few(rows, passed, layout, thresholds, conf)
+            if found is not None:
+                return found
+        index, scores, labels, count = _candidates(rows, passed, layout, thresholds, choice)
+        if not count:
+            return Kept(index, np.zeros((0, 4), np.float32), scores, labels, 0)
+        boxes = _corners(rows[:, slice(*layout.box)][index].astype(np.float32, copy=False))
+        choose = suppress_by_label if choice.multi_label else suppress
+        groups = np.zeros_like(labels) if choice.agnostic else labels
+        kept = choose(boxes, groups, thresholds.iou, thresholds.max_det)
     return Kept(index.take(kept), boxes.take(kept, 0), scores.take(kept), labels.take(kept), count)
 
 
