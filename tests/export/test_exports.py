@@ -83,7 +83,7 @@ MORE_OF_THE_SAME = {
     "yolov3", "yolov5m", "yolov5l", "yolov5x", "yolov5n6", "yolov5m6", "yolov5l6", "yolov5x6",
     "yolov5m6_pose", "yolov5l6_pose", "yolov5m6_pose_ti_lite", "yolov5l6_pose_ti_lite", "kapao_m", "kapao_l",
     "yolov6l", "yolov7x", "yolov7_w6", "yolov7_d6", "yolox_s", "yolox_m",
-    "yolov3_spp", "yolov5s6", "yolov5s6_pose", "yolov6n6", "yolov6n_v2", "yolov7_e6", "yolox_s_ti_lite",
+    "yolov3_spp", "yolov5s", "yolov5s6", "yolov5s6_pose", "yolov6n6", "yolov6n_v2", "yolov7_e6", "yolox_s_ti_lite",
     "yolox_s_pose_ti_lite",
 }  # fmt: skip
 """Variants that differ from another one of their family in how many layers there are of each kind, or in an option of

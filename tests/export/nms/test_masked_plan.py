@@ -150,7 +150,8 @@ def test_the_node_carries_coefficients_as_points(maps: int, dynamic: Dynamic, tm
     assert report.parity.ok
     assert {d.values for d in report.parity.differences} == {"boxes", "scores", "masks"}
     assert [t.name for t in report.outputs][4:] == ["coefficients", "num_candidates", "prototypes"]
-    none = onnx_from_model(model, out=tmp_path / "none.onnx", options=asked(LIMITS))
+    quick = replace(asked(LIMITS), exporter="legacy")
+    none = onnx_from_model(model, out=tmp_path / "none.onnx", options=quick, check=False)
     whole = onnx.load(str(report.path))
     place = next(place for place, node in enumerate(whole.graph.node) if node.op_type == "NmsKpt")
     node = whole.graph.node[place]

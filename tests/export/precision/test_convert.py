@@ -36,6 +36,7 @@ from tests.free_networks import free_network
 from tests.narrow import model_of
 
 KEEP_NONE: dict[str, Any] = {"nodes_to_exclude": "none", "cache": False}
+slow = pytest.mark.slow
 engines = pytest.mark.skipif("tensorrt-rtx" not in installed(), reason="TensorRT for RTX is not installed")
 
 
@@ -148,14 +149,13 @@ def test_nms_is_behind_half_precision(tmp_path: Path, nms: Any) -> None:
     assert {m.what for m in report.parity.matchings} >= {"detections"}
 
 
-def test_inputs_and_outputs_may_be_half(tmp_path: Path) -> None:
+def test_inputs_and_outputs_may_be_half(halves: dict[str, ExportReport], tmp_path: Path) -> None:
     report = export(tmp_path / "x.onnx", PrecisionOptions("fp16", half_io="both"))
     assert {i.dtype for i in (*report.inputs, *report.outputs)} == {"float16"}
     assert report.parity is not None
     assert report.parity.ok
     image = np.full((64, 64, 3), 90, np.uint8)
-    full = export(tmp_path / "y.onnx", PrecisionOptions("fp16"))
-    with load(report.path) as half, load(full.path) as other:
+    with load(report.path) as half, load(halves["fp16"].path) as other:
         found, expected = half(image), other(image)
     assert abs(len(found) - len(expected)) < 0.05 * len(expected)
     np.testing.assert_allclose(found.scores[:20], expected.scores[:20], atol=2e-3)
@@ -346,7 +346,7 @@ def test_named_layers_are_kept(tmp_path: Path, images: Path) -> None:
     assert not (tmp_path / "y.onnx").exists()
 
 
-@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+@pytest.mark.parametrize("kind", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_named_layers_of_half_stay_in_fp32(kind: Any, tmp_path: Path) -> None:
     report = export(tmp_path / "x.onnx", PrecisionOptions(kind, nodes_to_exclude=("model.1.*",)))
     assert report.precision is not None
@@ -528,7 +528,10 @@ def test_missing_images_and_annotations_are_found_out_first(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["yolov5n", "yolov6n", "yolov6m", "yolov7_tiny", "yolox_s", "kapao_s"])
+@pytest.mark.parametrize(
+    "name",
+    ["yolov6m", "yolov7_tiny", "yolox_s", "kapao_s", *(pytest.param(n, marks=slow) for n in ("yolov5n", "yolov6n"))],
+)
 def test_every_family_is_half(tmp_path: Path, name: str) -> None:
     model = model_of(name)
     precision = PrecisionOptions("fp16")
