@@ -11,22 +11,31 @@ import math
 import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from deploykit.errors import ArtefactError
 
-__all__ = ["convolution_weights", "external_files", "external_paths", "graph_without_weights", "metadata_of"]
+__all__ = ["Convolution", "convolutions", "external_files", "external_paths", "graph_without_weights", "metadata_of"]
 
 LEAST_TENSOR = 1 << 20  # bytes; grids and other constants are smaller, and runtimes keep those as they are
 LEAST_SUM = 16 << 20  # bytes of such tensors in a file; below, reading them costs little
 
 GRAPH, METADATA_PROPS, NODE, INITIALIZER = 7, 14, 1, 5  # two of ModelProto, two of GraphProto
-INPUT, OUTPUT, OP_TYPE = 1, 2, 4  # of NodeProto
+INPUT, OUTPUT, OP_TYPE, ATTRIBUTE = 1, 2, 4, 5  # of NodeProto
+ATTRIBUTE_NAME, INTS = 1, 8  # of AttributeProto
 NAME = 8  # of TensorProto, and the next
 DIMS, DATA_TYPE, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 9, 13, 14  # of TensorProto
 FLOAT = EXTERNAL = 1
 
 Field = tuple[int, int, int, int, int]
 """Number, wire type, where the field begins, and where its value begins and ends."""
+
+
+class Convolution(NamedTuple):
+    """The shape (outputs, inputs of a group, kernel) of its weights; whether it has a stride or a border."""
+
+    weights: tuple[int, ...]
+    moves: bool
 
 
 def graph_without_weights(file: Path) -> bytes | None:
@@ -87,38 +96,56 @@ def metadata_of(file: Path) -> dict[str, str]:
     return found
 
 
-def convolution_weights(file: Path) -> list[tuple[int, ...]]:
-    """Return the shapes (outputs, inputs of a group, kernel) of the weights of an ONNX file's convolutions.
-
-    Those of its main graph whose weights are stored, as they are or quantized.
+def convolutions(file: Path) -> list[Convolution]:
+    """Return the convolutions of an ONNX file's main graph whose weights are stored, as they are or quantized.
 
     Raises:
         ArtefactError: the file cannot be read.
     """
     shapes: dict[bytes, tuple[int, ...]] = {}
-    nodes: list[dict[int, list[bytes]]] = []
+    source: dict[bytes, bytes] = {}
+    found: list[tuple[bytes, bool]] = []
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for place in _inside(data, (0, len(data)), (GRAPH, NODE)):
-                node: dict[int, list[bytes]] = {INPUT: [], OUTPUT: [], OP_TYPE: []}
+                node: dict[int, list[tuple[int, int]]] = {INPUT: [], OUTPUT: [], OP_TYPE: [], ATTRIBUTE: []}
                 for number, _, _, start, end in _fields(data, *place):
-                    if number in node:
-                        node[number].append(data[start:end])
-                nodes.append(node)
+                    node.get(number, []).append((start, end))
+                kind = b"".join(data[start:end] for start, end in node[OP_TYPE])
+                if kind == b"DequantizeLinear":
+                    source[data[slice(*node[OUTPUT][0])]] = data[slice(*node[INPUT][0])]
+                elif kind == b"Conv":
+                    numbers = dict(_whole_numbers(data, *where) for where in node[ATTRIBUTE])
+                    moves = max(numbers.get(b"strides", ()), default=1) > 1 or any(numbers.get(b"pads", ()))
+                    found.append((data[slice(*node[INPUT][1])], moves))
             for place in _inside(data, (0, len(data)), (GRAPH, INITIALIZER)):
                 name, sides = b"", []
                 for number, wire, _, start, end in _fields(data, *place):
                     if number == NAME:
                         name = data[start:end]
                     elif number == DIMS:
-                        sides += [_number(data, start)[0]] if wire == 0 else _numbers(data, start, end)
+                        sides += _repeated(data, wire, start, end)
                 shapes[name] = tuple(sides)
-        source = {node[OUTPUT][0]: node[INPUT][0] for node in nodes if node[OP_TYPE] == [b"DequantizeLinear"]}
-        weights = [node[INPUT][1] for node in nodes if node[OP_TYPE] == [b"Conv"]]
     except (OSError, ValueError, IndexError) as e:
         raise _not_onnx(file, e) from e
-    found = (shapes.get(source.get(name, name), ()) for name in weights)
-    return [shape for shape in found if len(shape) > 1]
+    made = (Convolution(shapes.get(source.get(name, name), ()), moves) for name, moves in found)
+    return [each for each in made if len(each.weights) > 1]
+
+
+def _whole_numbers(data: mmap.mmap, start: int, end: int) -> tuple[bytes, list[int]]:
+    """Return an attribute's name, and its numbers where it is a list of them."""
+    name, numbers = b"", []
+    for number, wire, _, begin, until in _fields(data, start, end):
+        if number == ATTRIBUTE_NAME:
+            name = data[begin:until]
+        elif number == INTS:
+            numbers += _repeated(data, wire, begin, until)
+    return name, numbers
+
+
+def _repeated(data: mmap.mmap, wire: int, start: int, end: int) -> list[int]:
+    """The numbers of a field that may be there several times, each time with one or with many."""
+    return [_number(data, start)[0]] if wire == 0 else _numbers(data, start, end)
 
 
 def _not_onnx(file: Path, error: Exception) -> ArtefactError:
@@ -169,7 +196,7 @@ def _tensor(data: mmap.mmap, field: Field, name: bytes) -> tuple[bytes, int]:
         if inner == DATA_TYPE:
             kind = _number(data, inner_start)[0]
         if inner == DIMS:
-            sides += [_number(data, inner_start)[0]] if inner_wire == 0 else _numbers(data, inner_start, inner_end)
+            sides += _repeated(data, inner_wire, inner_start, inner_end)
         kept.append(data[inner_begin:inner_end])
     offset, size = raw
     if kind != FLOAT or size < LEAST_TENSOR or size != 4 * math.prod(sides):

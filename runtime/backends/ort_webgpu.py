@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deploykit.errors import ArtefactError
 from deploykit.runtime.backends.forks import tell_forks
-from deploykit.runtime.backends.onnx_weights import convolution_weights
+from deploykit.runtime.backends.onnx_weights import Convolution, convolutions
 
 __all__ = ["NEEDS", "NO_ADAPTER", "WEBGPU", "layout_for", "turn_of"]
 
@@ -56,13 +56,13 @@ def layout_for(provider: str, file: Path) -> tuple[dict[str, str], str]:
     """Return the provider's options for a network, and a note on them; both are empty where it needs none.
 
     With channels last, which it prefers, WebGPU computes a convolution wrongly that has 6, 9, 15, 18, ... input
-    channels, a number of output channels that 4 divides, and a kernel of more than one pixel: it then reads three
-    channels at a time and mixes them up. With channels first it is right, and slower.
+    channels and a number of output channels that 4 divides, unless its kernel is one pixel without a stride: it then
+    reads three channels at a time and mixes them up. With channels first it is right, and slower.
     """
     if provider != WEBGPU:
         return {}, ""
     with contextlib.suppress(ArtefactError):  # which ONNX Runtime explains better
-        wrong = sorted({shape[1] for shape in convolution_weights(file) if _is_wrong(shape)})
+        wrong = sorted({each.weights[1] for each in convolutions(file) if _is_wrong(each)})
         if wrong:
             channels = ", ".join(map(str, wrong))
             return {"preferredLayout": "NCHW"}, (
@@ -72,8 +72,9 @@ def layout_for(provider: str, file: Path) -> tuple[dict[str, str], str]:
     return {}, ""
 
 
-def _is_wrong(weights: tuple[int, ...]) -> bool:
-    """Whether a convolution with weights of this shape (outputs, inputs, kernel) is; a grouped one need not be."""
-    outputs, inputs, *kernel = weights
+def _is_wrong(convolution: Convolution) -> bool:
+    """Whether a convolution comes out wrong; of a grouped one it is not known to, and may be said all the same."""
+    outputs, inputs, *kernel = convolution.weights
     by_three = inputs % 3 == 0 and inputs % 4 != 0 and inputs != 3
-    return by_three and outputs % 4 == 0 and any(side > 1 for side in kernel)
+    is_product = not convolution.moves and all(side == 1 for side in kernel)  # which has a way of its own
+    return by_three and outputs % 4 == 0 and not is_product

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploykit.errors import ArtefactError, BackendError
 from deploykit.runtime.backends import ort, ort_providers
-from deploykit.runtime.backends.onnx_weights import convolution_weights
+from deploykit.runtime.backends.onnx_weights import Convolution, convolutions
 from deploykit.runtime.backends.ort_webgpu import NO_ADAPTER, WEBGPU, layout_for, turn_of
 from deploykit.runtime.session import TensorInfo
 from tests.cell_model import write_cell_model
@@ -36,7 +36,9 @@ def test_networks_run_on_a_vulkan_driver_for_the_cpu(tmp_path: Path, root: Path)
     assert re.search(r"^\d+ passed in", done.stdout.splitlines()[-1]), done.stdout  # and nothing is skipped
 
 
-def write_convolutions(path: Path, shapes: list[tuple[int, ...]], *, quantized: bool = False) -> Path:
+def write_convolutions(
+    path: Path, shapes: list[tuple[int, ...]], *, quantized: bool = False, **attributes: Any
+) -> Path:
     """Convolutions of one input each, with weights of these shapes."""
     nodes, inputs, weights = [], [], []
     for i, shape in enumerate(shapes):
@@ -45,7 +47,7 @@ def write_convolutions(path: Path, shapes: list[tuple[int, ...]], *, quantized: 
         weights.append(numpy_helper.from_array(values, f"q{i}" if quantized else name))
         if quantized:
             nodes.append(helper.make_node("DequantizeLinear", [f"q{i}", "scale"], [name]))
-        nodes.append(helper.make_node("Conv", [f"x{i}", name], [f"y{i}"]))
+        nodes.append(helper.make_node("Conv", [f"x{i}", name], [f"y{i}"], **attributes))
         sides: list[Any] = ["batch", shape[1], *(side + 2 for side in shape[2:])]
         inputs.append(helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, sides))
     weights.append(numpy_helper.from_array(np.float32(1), "scale"))
@@ -64,13 +66,19 @@ def test_the_weights_of_convolutions_are_found(
     shapes: list[tuple[int, ...]], quantized: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("c") / "c.onnx"
-    assert convolution_weights(write_convolutions(path, shapes, quantized=quantized)) == shapes
+    found = convolutions(write_convolutions(path, shapes, quantized=quantized))
+    assert found == [Convolution(shape, False) for shape in shapes]
+    for attributes in ({"strides": [1, 2]}, {"pads": [0, 0, 1, 0]}):
+        write_convolutions(path, shapes, quantized=quantized, **attributes)
+        assert convolutions(path) == [Convolution(shape, True) for shape in shapes]
+    write_convolutions(path, shapes, quantized=quantized, strides=[1, 1], pads=[0] * 4, dilations=[2, 2])
+    assert convolutions(path) == found
 
 
 def test_a_file_that_is_no_network_has_no_weights(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"\xff" * 40)
     with pytest.raises(ArtefactError, match="expected an ONNX file"):
-        convolution_weights(tmp_path / "x.onnx")
+        convolutions(tmp_path / "x.onnx")
     assert layout_for(WEBGPU, tmp_path / "x.onnx") == ({}, "")
 
 
@@ -89,6 +97,11 @@ def test_what_webgpu_gets_wrong_is_computed_with_channels_first(
     options, note = layout_for(WEBGPU, file)
     assert (options == {"preferredLayout": "NCHW"}) is (f"convolutions of {shape[1]} input channels" in note) is wrong
     assert layout_for("CPUExecutionProvider", file) == ({}, "")
+
+
+def test_a_kernel_of_one_pixel_is_wrong_with_a_stride(tmp_path: Path) -> None:
+    file = write_convolutions(tmp_path / "c.onnx", [(8, 6, 1, 1)], strides=[2, 2])
+    assert layout_for(WEBGPU, file)[0] == {"preferredLayout": "NCHW"}
 
 
 def test_a_plugin_that_is_registered_stays_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,27 @@ def write_network(path: Path, channels: tuple[int, ...], seed: int = 0) -> Path:
     return path
 
 
+def write_convolution(path: Path, inputs: int, kernel: int, stride: int) -> Path:
+    """One convolution to eight channels."""
+    values = np.random.default_rng(0).normal(0, 1, (8, inputs, kernel, kernel)).astype(np.float32)
+    node = helper.make_node("Conv", ["images", "w"], ["output"], pads=[kernel // 2] * 4, strides=[stride] * 2)
+    image = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, inputs, 10, 10])
+    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "convolution", [image], [output], [numpy_helper.from_array(values, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), str(path))
+    return path
+
+
+@pytest.mark.parametrize("inputs", [3, 4, 6, 15])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_one_convolution_gives_what_it_gives_on_the_cpu(tmp_path: Path, inputs: int, kernel: int, stride: int) -> None:
+    path = write_convolution(tmp_path / "c.onnx", inputs, kernel, stride)
+    images = {"images": noise(1, inputs, 10, 10)}
+    with open_session(path, provider="cpu") as cpu, open_session(path, provider="webgpu") as session:
+        found, expected = (each.run(images)["output"] for each in (session, cpu))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("channels", [(3, 8, 16), (3, 6, 8), (9, 12, 12)])
 def test_values_are_those_of_the_cpu_for_every_shape(tmp_path: Path, channels: tuple[int, ...]) -> None:
     """With 6 and 9 input channels too, which the provider gets wrong in the layout that it prefers."""
