@@ -23,8 +23,8 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from statistics import fmean
@@ -36,7 +36,7 @@ import torch
 from deploykit.errors import DataError
 from deploykit.export.options import Calibration, CalibrationMethod
 from deploykit.export.parity.inputs import image_for, preprocess_for_parity
-from deploykit.export.precision.observed import observed
+from deploykit.export.precision.observed import BINS, ObservedGraph, Running, on_grid, with_peaks
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.kept_bytes import keep_file
@@ -63,12 +63,10 @@ AUTO: tuple[CalibrationMethod, ...] = ("minmax", "percentile", "mse")
 """The methods that ``auto`` chooses from; entropy lost ten points of AP where the others lost none
 (docs/precision.md)."""
 
-HALF = 2  # images on which a method has to be near the best one, to be run on the others
+HALF = 2  # images on which a method has to be near the best one, to be run on the others; half of two or three
 BEHIND = 1.1  # errors whose ratio is more than this are not near: those of an image go up and down together
-BINS = 2048  # bins of a histogram of absolute values
 LEVELS = 128  # levels of int8 on one side of zero
 STEP = 8  # bins from one candidate of a range to the next
-GRID = 8  # significant bits of a largest value
 FORMAT = 4  # version of the cache files; other versions are not read
 
 
@@ -84,6 +82,11 @@ class Activations:
     counts: dict[str, Array]
     images: int
     cached: bool = False
+
+    def of(self, names: Mapping[str, str]) -> Activations:
+        """Return what was measured of these tensors, by other names: new name -> name here."""
+        largest = {name: self.largest[here] for name, here in names.items()}
+        return replace(self, largest=largest, counts={name: self.counts[here] for name, here in names.items()})
 
     def ranges(self, method: CalibrationMethod, percentile: float) -> dict[str, float]:
         """Return the range r of each tensor by one method; the tensor is quantized from -r to r."""
@@ -103,11 +106,12 @@ def measure_activations(
     watch: Callable[[int, dict[str, Array]], None] = lambda number, outputs: None,
     progress: Progress = SILENT,
     begun: Begun | None = None,
+    channels: Collection[str] = (),
 ) -> Activations:
     """Measure float tensors of an fp32 graph on images.
 
     Args:
-        graph: a graph without subgraphs.
+        graph: a graph without subgraphs, which may get further nodes.
         data: what tells the graph from others, for the key of the cache.
         spec: the spec of the graph, whose preprocessing is used.
         tensors: the names of the tensors; the graph's input may be one of them.
@@ -116,6 +120,7 @@ def measure_activations(
         watch: receives the number of each image that is run, and the graph's outputs for it.
         progress: receives how many images have been run.
         begun: what was measured on some of the images, which are not run again; has that of all of them afterwards.
+        channels: tensors whose channels' largest values ``begun`` gets too, of the images that are run.
 
     Raises:
         DataError, NotFoundError, ImageError: images are missing or cannot be read.
@@ -128,8 +133,13 @@ def measure_activations(
     begun = Begun() if begun is None else begun
     running, left = begun.tensors(tensors), [file for file in files if file not in begun.files]
 
+    peaks = {peak: name for name, peak in with_peaks(graph, channels).items()} if left else {}
+
     def look(name: str, largest: float, some: Array) -> None:
-        running[name].add(largest, torch.from_numpy(some))
+        if name in peaks:
+            begun.add_peaks(peaks[name], some.ravel())
+        else:
+            running[name].add(largest, torch.from_numpy(some))
 
     given = str(graph.graph.inputs[0].name)
 
@@ -140,7 +150,7 @@ def measure_activations(
             yield image
 
     if left:
-        with observed(graph, [name for name in tensors if name != given], look) as network:
+        with ObservedGraph(graph, [*(name for name in tensors if name != given), *peaks], look) as network:
             for file, outputs in zip(left, network.run_each(images()), strict=True):
                 watch(files.index(file), outputs)
                 begun.files.append(file)
@@ -160,75 +170,33 @@ def measure_activations(
 
 
 class Begun:
-    """What was measured of tensors on some images, so that others can be added; ``files`` are the images."""
+    """What was measured of tensors on some images, so that others can be added.
+
+    ``files`` are the images; ``peaks`` the largest absolute values of the channels of tensors, ``(channels,)``.
+    """
 
     def __init__(self) -> None:
         self.files: list[Path] = []
-        self._running: dict[str, _Running] = {}
+        self.peaks: dict[str, Array] = {}
+        self._running: dict[str, Running] = {}
+        self._lock = threading.Lock()
 
-    def tensors(self, names: Sequence[str]) -> dict[str, _Running]:
-        """Return what is measured of these tensors; they are the same each time."""
-        self._running = self._running or {name: _Running() for name in names}
-        return self._running
+    def joined(self, other: Begun, names: Mapping[str, str]) -> Begun:
+        """Return what was measured of these tensors and of others on the same images: ``names`` are those here."""
+        new = Begun()
+        new.files = list(self.files)
+        new._running = {here: other._running[there] for there, here in names.items()} | self._running
+        return new
 
-
-class _Running:
-    """The largest absolute value of a tensor and a histogram, while images come: one run of each image is enough.
-
-    The bins end at a power of two, and pairs of them become one when a value lies beyond it. They are so many that
-    :data:`BINS` of up to the largest value, which is known at the end, are at least four of them each.
-    """
-
-    FINE = 8 * BINS
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # images are run side by side, and their order changes nothing
-        self.largest = 0.0
-        self._exponent = -100  # of the power of two; smaller ones are too small for float32's reciprocals
-        self._fine = torch.zeros(self.FINE, dtype=torch.int64)
-
-    def add(self, largest: float, some: torch.Tensor) -> None:
-        """Add the values of one image: the largest absolute one, and the values that are counted."""
-        sizes = some.abs()
+    def add_peaks(self, name: str, largest: Array) -> None:
+        """Add the largest absolute values of a tensor's channels on one image."""
         with self._lock:
-            self._add(largest, sizes)
+            self.peaks[name] = np.maximum(self.peaks.get(name, largest), largest)
 
-    def _add(self, largest: float, sizes: torch.Tensor) -> None:
-        self.largest = float(np.maximum(self.largest, largest))  # NaN stays NaN
-        if not math.isfinite(self.largest):
-            return
-        needed = math.frexp(self.largest)[1] if self.largest else self._exponent  # 0 has no power of two above it
-        while needed > self._exponent:
-            steps = min(needed - self._exponent, int(math.log2(self.FINE)))
-            merged = self._fine.reshape(-1, 2**steps).sum(1)
-            self._fine = torch.cat([merged, merged.new_zeros(self.FINE - len(merged))])
-            self._exponent += steps
-        scaled = sizes.mul_(math.ldexp(self.FINE, -self._exponent))
-        self._fine += torch.bincount(scaled.to(torch.int32).flatten(), minlength=self.FINE)
-
-    def counts(self) -> Array:
-        """Return the histogram in equal bins from 0 to the largest value of :func:`on_grid`.
-
-        A bin on the border of two is shared.
-        """
-        ends = np.linspace(0.0, math.ldexp(on_grid(self.largest) * self.FINE, -self._exponent), BINS + 1)
-        below = np.concatenate([[0], np.cumsum(self._fine.numpy())])
-        shared = np.round(np.interp(ends, np.arange(self.FINE + 1), below))
-        shared[-1] = below[-1]
-        counts: Array = np.diff(shared)
-        return counts
-
-
-def on_grid(largest: float) -> float:
-    """Return a largest value rounded up to :data:`GRID` significant bits.
-
-    The last bits of an activation depend on the order in which a convolution is summed, and so on the number of
-    threads. Ranges that follow from them would give the same checkpoint other bytes on another machine. The range
-    grows by less than 1 %, and by a third of that on average. A value that exceeds a step by less than rounding errors
-    can explain is that step, because largest values such as 1 lie on one.
-    """
-    mantissa, exponent = math.frexp(largest)
-    return math.ldexp(math.ceil(mantissa * 2**GRID - 2**-10), exponent - GRID)
+    def tensors(self, names: Sequence[str]) -> dict[str, Running]:
+        """Return what is measured of these tensors; they are the same each time."""
+        self._running = self._running or {name: Running() for name in names}
+        return self._running
 
 
 def range_of(histogram: Array, largest: float, method: CalibrationMethod, percentile: float = 99.99) -> float:
@@ -292,6 +260,7 @@ def choose_method(
     errors_with: Callable[[dict[str, float], slice], list[float]],
     progress: Progress,
     best: Sequence[float] = (),
+    images: int = 2 * HALF,
 ) -> tuple[CalibrationMethod, dict[str, list[float]], dict[str, float]]:
     """Return the best calibration method, the errors by method and image, and the best one's ranges.
 
@@ -303,16 +272,18 @@ def choose_method(
         errors_with: returns the error on each of these images with ranges.
         progress: receives which method is tried.
         best: errors by image that are to be beaten.
+        images: how many images methods are compared on.
     """
+    half = min(HALF, (images + 1) // 2)
     methods = AUTO if calibration.method == "auto" else (calibration.method,)
     ranges = {method: found.ranges(method, calibration.percentile) for method in methods}
     errors: dict[str, list[float]] = {}
     for method in methods:
         progress.step(f"comparing {method}")
-        errors[str(method)] = some = errors_with(ranges[method], slice(HALF))
-        if best and fmean(some) > BEHIND * fmean(best[:HALF]):
+        errors[str(method)] = some = errors_with(ranges[method], slice(half))
+        if best and fmean(some) > BEHIND * fmean(best[:half]):
             continue
-        errors[str(method)] = every = [*some, *errors_with(ranges[method], slice(HALF, None))]
+        errors[str(method)] = every = [*some, *errors_with(ranges[method], slice(half, images))]
         best = every if not best or fmean(every) < fmean(best) else best
     most = max(map(len, errors.values()))
     best_method = min((m for m in methods if len(errors[m]) == most), key=lambda method: fmean(errors[method]))

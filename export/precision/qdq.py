@@ -143,15 +143,16 @@ def quantize_weight(weight: Array, axis: int | None, kind: QuantKind, limit: flo
     ``w`` is rounded to ``q = round(w / scale)`` with ``scale = max |w| / limit``, so that the largest weight is exact.
     """
     axes = tuple(i for i in range(weight.ndim) if i != axis)
-    top = np.abs(weight.astype(np.float64)).max(axis=axes, initial=0.0)
-    scale = np.maximum(top / limit, SMALLEST).astype(np.float32)
+    top = np.abs(weight).max(axis=axes, initial=0.0)
+    scale = np.maximum(top.astype(np.float64) / limit, SMALLEST).astype(np.float32)
     shape = [1] * weight.ndim
     if axis is not None:
         shape[axis] = -1
-    ratio = weight.astype(np.float32) / scale.reshape(shape)
-    if kind == "fp8":
-        return np.clip(ratio, -limit, limit).astype(TYPES[kind].numpy()), scale
-    return np.clip(np.round(ratio), -limit, limit).astype(np.int8), scale
+    ratio = weight.astype(np.float32, copy=False) / scale.reshape(shape)
+    if kind != "fp8":
+        np.rint(ratio, out=ratio)
+    np.clip(ratio, -limit, limit, out=ratio)  # in place, because the weights of a large network are many
+    return ratio.astype(TYPES[kind].numpy()), scale
 
 
 def _weight(node: ir.Node) -> Any:

@@ -8,27 +8,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
 from deploykit.errors import ExportError
 from deploykit.export.options import CalibrationMethod, Int8Target, KeepAs, PrecisionOptions, QuantKind
 from deploykit.export.precision.attention import attention_in_half
-from deploykit.export.precision.calibration import calibration_images
-from deploykit.export.precision.folds import apply_changes
+from deploykit.export.precision.calibration import Activations, calibration_images, choose_method
+from deploykit.export.precision.folds import Changes, apply_changes, digest_of_changes
 from deploykit.export.precision.folds.choose import FOLDS, FoldReport, choose_folds
 from deploykit.export.precision.folds.correct import CorrectionReport
 from deploykit.export.precision.qdq import QuantizationResult, quantisable
 from deploykit.export.precision.search.names import label_of
 from deploykit.export.precision.sensitivity import (
+    Ranking,
     Sensitivity,
     choose_keep,
-    measure_sensitivity,
     named_layers,
     quantize_as,
 )
-from deploykit.export.precision.trials import COMPARED, Trials, calibrate
+from deploykit.export.precision.trials import COMPARED, Trials
 from deploykit.progress import SILENT, Progress
 from deploykit.spec import ModelSpec
 
@@ -49,7 +49,8 @@ class QuantReport:
     """The result of a quantization.
 
     ``errors`` is the error of the outputs by calibration method, for the methods that were compared. ``error`` is the
-    error without the excluded layers (see :meth:`deploykit.export.outputs.ExportAdapter.error`); None: not measured.
+    error without the excluded layers (see :meth:`deploykit.export.outputs.ExportAdapter.error`) and ``whole`` that with
+    every layer quantized, on more images where methods are compared on few.
     ``images`` is how many images were used, ``names_sha256`` a hash of their names. ``labels`` maps a layer to its name
     in the network. ``folds`` is what was folded before; None: nothing can be. ``corrected`` is what was corrected last;
     None: nothing was tried. ``attention``: how many attentions are fp16, of how many.
@@ -65,7 +66,8 @@ class QuantReport:
     labels: dict[str, str]
     kept_by: str
     sensitivity: Sensitivity | None
-    error: float | None
+    error: float
+    whole: float
     ranges: dict[str, float]
     reduce_range: bool
     target: Int8Target = "any"
@@ -84,9 +86,9 @@ class QuantReport:
         compared = f"; error of the outputs by method: {methods}" if len(self.errors) > 1 else ""
         cached = ", measured earlier" if self.cached else ""
         kept = f": {', '.join(map(self._named, self.done.kept))}" if self.done.kept else ""
-        error = "" if self.error is None else f"; error of the outputs {self.error:.3g}"
-        if self.error is not None and self.error != self.errors[self.method]:
-            error += f" instead of {self.errors[self.method]:.3g}"
+        error = f"; error of the outputs {self.error:.3g}"
+        if self.error != self.whole:
+            error += f" instead of {self.whole:.3g}"
         return [
             *([("rounded", f"{len(self.done.tensors)} tensors, {FOR_CPU}")] if self.target == "cpu" else []),
             *([("attention", f"{self.attention[0]} of {self.attention[1]} in fp16")] if self.attention[1] else []),
@@ -140,9 +142,10 @@ def quantize_graph(
     if not quantisable(model.graph):
         raise ExportError(f"the graph has no convolution or matrix product with constant weights to quantize to {kind}")
     tried = [fold for fold in FOLDS if options.tries(fold.name)]
-    changes, folds = choose_folds(model, trials.images, trials.error_with, folds=tried, progress=progress)
+    few = trials.images[: trials.few]
+    changes, folds = choose_folds(model, few, trials.error_with, trials.peaks, folds=tried, progress=progress)
     named = () if isinstance(exclude, str) else named_layers(model, exclude)
-    found, folds = calibrate(trials, changes, folds, progress)
+    found, folds = _calibrate(trials, changes, folds, progress)
     trials.settle()
     layers = quantisable(model.graph)
     labels = {str(node.name): label_of(node) for node in layers}  # before a quantized weight takes the place of theirs
@@ -153,8 +156,9 @@ def quantize_graph(
         progress.step("layers")
         named, error, sensitivity = _kept_by_measurement(trials, layers, ranges, by_image[method], progress)
     elif named:
-        error = fmean(trials.errors(ranges, named))
-    corrections, corrected = trials.corrections(ranges, named, error)
+        error = fmean(trials.errors(ranges, named, slice(trials.few)))
+    whole = trials.error_on_all(ranges, (), errors[method])
+    corrections, corrected, error = trials.corrections(ranges, named, error)
     apply_changes(model, corrections)
     done = quantize_as(model, ranges, spec, options, named, trials.largest)
     return QuantReport(
@@ -170,13 +174,61 @@ def quantize_graph(
         kept_by={"auto": "measurement", "none": "nobody"}.get(str(exclude), "name"),
         keep_as=options.keep_as,
         sensitivity=sensitivity,
-        error=corrected.after if corrected is not None and corrections else error,
+        error=error,
+        whole=whole,
         ranges=ranges,
         reduce_range=options.reduce_range,
         target=options.target,
         folds=folds,
         corrected=corrected,
     )
+
+
+class _Calibrated(NamedTuple):
+    """What was measured on all images, the method, the errors of the methods by few image, and its ranges."""
+
+    activations: Activations
+    method: CalibrationMethod
+    by_image: Mapping[str, Sequence[float]]
+    ranges: dict[str, float]
+
+    @property
+    def error(self) -> float:
+        """The mean error with every layer quantized."""
+        return fmean(self.by_image[self.method])
+
+
+def _calibrate(
+    trials: Trials, changes: Changes, folds: FoldReport | None, progress: Progress
+) -> tuple[_Calibrated, FoldReport | None]:
+    """Calibrate, and drop folds with which the error is not lower once all images give the ranges.
+
+    ``trials`` then has the changes that stay.
+    """
+    given = trials.options.calibration
+    assert given is not None
+    progress.step("ranges")
+    measured = trials.calibrated(changes, progress)
+
+    def errors_with(ranges: Mapping[str, float], of: slice) -> list[float]:
+        return trials.errors(ranges, (), of)
+
+    def compared(changes: Changes, best: Sequence[float] = ()) -> _Calibrated:
+        trials.changes, activations = changes, measured[digest_of_changes(changes)]
+        trials.largest = activations.largest
+        with trials.in_one_network():
+            return _Calibrated(activations, *choose_method(activations, given, errors_with, progress, best, trials.few))
+
+    found = compared(changes)
+    if folds is None or not folds.taken:
+        return found, folds
+    progress.step("ranges without folds")
+    measured |= {} if digest_of_changes({}) in measured else trials.calibrated({}, progress)
+    plain = compared({}, found.by_image[found.method])
+    if len(plain.by_image[plain.method]) >= trials.few and plain.error <= found.error:
+        return plain, folds.without()
+    trials.changes, trials.largest = changes, found.activations.largest
+    return found, folds
 
 
 def _kept_by_measurement(
@@ -186,20 +238,15 @@ def _kept_by_measurement(
     whole: Sequence[float],
     progress: Progress,
 ) -> tuple[tuple[str, ...], float, Sensitivity]:
-    """Return the layers that are not quantized, the error with them, and what was measured.
+    """Return the layers that are not quantized, the error with them, and what was measured, all on the few images.
 
-    ``whole``: the error on each image with every layer quantized.
+    ``whole``: the error on each of these with every layer quantized.
     """
-    few = trials.few
-    ranked = measure_sensitivity([str(node.name) for node in layers], lambda kept: trials.parts(ranges, kept, progress))
+    ranking = Ranking([str(node.name) for node in layers], lambda kept: trials.parts(ranges, kept, whole, progress))
     named, tried = choose_keep(
-        fmean(whole[:few]),
-        ranked,
-        lambda kept: fmean(trials.errors(ranges, kept, slice(few))),
+        fmean(whole),
+        ranking,
+        lambda kept: fmean(trials.errors(ranges, kept, slice(trials.few))),
         progress=progress,
     )
-    error = fmean(whole)
-    if named:
-        others = trials.errors(ranges, named, slice(few, None)) if few < len(trials.images) else []
-        error = (tried[len(named)] * few + sum(others)) / len(trials.images)
-    return named, error, Sensitivity(fmean(whole[:few]), ranked, few, tried)
+    return named, tried[len(named)], Sensitivity(fmean(whole), ranking.layers, trials.few, tried)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from types import MappingProxyType
 
 import onnx_ir as ir
@@ -33,10 +34,10 @@ from deploykit.spec import ModelSpec
 __all__ = [
     "ENOUGH",
     "ErrorsOf",
+    "Ranking",
     "Sensitivity",
     "as_tensors",
     "choose_keep",
-    "measure_sensitivity",
     "named_layers",
     "outputs_of",
     "quantize_as",
@@ -132,31 +133,44 @@ class ErrorsOf:
         self._network.close()
 
 
-def measure_sensitivity(
-    layers: Sequence[str], parts_without: Callable[[Collection[str]], tuple[float, Mapping[str, float]]]
-) -> dict[str, float]:
-    """Return what each layer adds to the error, the first candidates for floating point first.
+class Ranking:
+    """What each layer adds to the error, the first candidates for floating point first.
 
     What a layer adds depends on the errors to which it adds. So the first layers are left in floating point in a second
-    run, and the order of the others follows from both runs.
+    run, where it is needed, and the order of the others follows from both runs.
 
     Args:
         layers: the names of all layers that can be quantized.
         parts_without: returns, with these layers in floating point, the error and what each other layer adds to it.
+
+    Attributes:
+        layers: layer -> what it adds.
+        first: how many of the first layers have their place, whatever a second run says.
     """
-    whole, parts = parts_without(())
-    order = sorted(layers, key=lambda layer: -parts[layer])
-    first = [layer for layer in order[: int(MOST * len(layers)) // 2] if parts[layer] > 0]
-    if not first:
-        return {layer: parts[layer] for layer in order}
-    rest, others = parts_without(first)
-    both = {layer: (parts[layer] * whole + part * rest) / 2 / whole for layer, part in others.items()}
-    return {layer: parts[layer] for layer in first} | dict(sorted(both.items(), key=lambda item: -item[1]))
+
+    def __init__(
+        self, layers: Sequence[str], parts_without: Callable[[Collection[str]], tuple[float, Mapping[str, float]]]
+    ) -> None:
+        self._parts_without = parts_without
+        self._whole, parts = parts_without(())
+        self.layers = {layer: parts[layer] for layer in sorted(layers, key=lambda layer: -parts[layer])}
+        candidates = list(self.layers)[: int(MOST * len(layers)) // 2]
+        self.first = sum(parts[layer] > 0 for layer in candidates)
+
+    def correct(self) -> None:
+        """Correct the order of the layers after the first ones by a second run."""
+        if not self.first:
+            return
+        parts, first = self.layers, list(self.layers)[: self.first]
+        rest, others = self._parts_without(first)
+        both = {layer: (parts[layer] * self._whole + part * rest) / 2 / self._whole for layer, part in others.items()}
+        self.layers = {layer: parts[layer] for layer in first}
+        self.layers |= dict(sorted(both.items(), key=lambda item: -item[1]))
 
 
 def choose_keep(
     whole: float,
-    layers: Mapping[str, float],
+    ranking: Ranking,
     error_without: Callable[[Collection[str]], float],
     *,
     progress: Progress = SILENT,
@@ -164,39 +178,45 @@ def choose_keep(
     """Choose the layers that are not quantized: the fewest of the first ones with which half of the error is gone.
 
     At most 15 % of the layers are excluded. Where that is not enough for half of the error, the fewest layers are taken
-    with which the error is nearly as small as with all of those.
+    with which the error is nearly as small as with all of those. Where the first layers of the ranking are expected to
+    be enough, and are, its second run is not made: it changes the order of the others alone.
 
     Args:
         whole: the error with every layer quantized.
-        layers: layer -> what it adds to the error, the largest first.
+        ranking: what layers add to the error.
         error_without: returns the error with these layers excluded.
         progress: receives how many networks have been run.
 
     Returns:
         The layers, and the errors by the number of excluded layers.
     """
-    ranked = [layer for layer, part in layers.items() if part > 0]
-    most = min(len(ranked), max(1, int(MOST * len(layers))))
     tried = {0: whole}
+
+    def ranked() -> list[str]:
+        return [layer for layer, part in ranking.layers.items() if part > 0]
 
     def error_of(count: int) -> float:
         if count not in tried:
-            tried[count] = error_without(ranked[:count])
+            tried[count] = error_without(ranked()[:count])
             progress.share(f"layers to keep, {len(tried) - 1} networks compared", 1 - 0.5 ** len(tried))
         return tried[count]
 
-    low, goal = 0, ENOUGH * whole
-    expected = [_expected(whole, [layers[layer] for layer in ranked[:count]]) for count in range(most + 1)]
+    low, goal, most = 0, ENOUGH * whole, ranking.first
+    expected = _expected(whole, ranking.layers, most)
+    if not most or expected[most] > goal or error_of(most) > goal:
+        ranking.correct()
+        low, most = most if most in tried else 0, min(len(ranked()), max(1, int(MOST * len(ranking.layers))))
+        expected = _expected(whole, ranking.layers, most)
     if error_of(most) > goal:
         goal = min(NEAR * error_of(most), whole)
         low = next(count for count, error in enumerate(expected) if error <= NEAR * expected[most]) - 1
         low = low if low < WORTHWHILE * most else most  # a few layers less are not worth further runs
-    high = most
+    high = min((count for count, error in tried.items() if error <= goal), default=most)
     while high - low > 1:
         count = _between(low, high, tried, goal, expected)
         low, high = (low, count) if error_of(count) <= goal else (count, high)
     chosen = min((count for count, error in tried.items() if error <= goal), default=0)
-    return tuple(ranked[:chosen]), tried
+    return tuple(ranked()[:chosen]), tried
 
 
 def _between(low: int, high: int, tried: Mapping[int, float], goal: float, expected: Sequence[float]) -> int:
@@ -211,9 +231,13 @@ def _between(low: int, high: int, tried: Mapping[int, float], goal: float, expec
     return min(max(found, low + quarter), high - quarter)
 
 
-def _expected(whole: float, parts: Sequence[float]) -> float:
-    """The error that is left without these parts: errors of layers are independent, so their squares add up."""
-    return math.sqrt(max(0.0, whole * (whole - sum(parts))))
+def _expected(whole: float, layers: Mapping[str, float], most: int) -> list[float]:
+    """The errors that are left without 0, 1, ... ``most`` of the first layers.
+
+    Errors of layers are independent, so their squares add up.
+    """
+    gone = accumulate(list(layers.values())[:most], initial=0.0)
+    return [math.sqrt(max(0.0, whole * (whole - each))) for each in gone]
 
 
 def named_layers(graph: ir.Model, wanted: Sequence[str]) -> tuple[str, ...]:

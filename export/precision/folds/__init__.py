@@ -7,7 +7,7 @@ quantized outputs falls with it (:mod:`deploykit.export.precision.folds.choose`)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +17,10 @@ import onnx_ir as ir
 from deploykit.export.precision.qdq import constant
 from deploykit.runtime.arrays import Array
 
-__all__ = ["Added", "Candidate", "Changes", "Fold", "Scaled", "apply_changes", "digest_of_changes", "joined_changes"]
+__all__ = [
+    "Added", "Candidate", "Changes", "Fold", "Scaled", "apply_changes", "digest_of_changes", "joined_changes",
+    "scaled_name", "with_scaled",
+]  # fmt: skip
 
 
 class Scaled(NamedTuple):
@@ -46,13 +49,15 @@ class Candidate:
     """One way to fold.
 
     ``name`` says in the report how, ``sites`` counts the places, ``changes`` are what it does; ``nodes`` counts those
-    that the graph then has more.
+    that the graph then has more. ``scaled`` has what the changed graph computes otherwise: tensor -> the tensor of the
+    graph before that it is made from, and what each channel of that is multiplied by, ``(channels,)``. None: not known.
     """
 
     name: str
     sites: int
     changes: Changes
     nodes: int = 0
+    scaled: Mapping[str, tuple[str, Array]] | None = None
 
 
 class Fold(Protocol):
@@ -67,8 +72,16 @@ class Fold(Protocol):
         """Return whether candidates are worth looking for, from the operators alone."""
         ...
 
-    def candidates(self, graph: ir.Model, images: Sequence[Array]) -> Iterable[Candidate]:
-        """Yield the candidates for a float32 graph; ``images`` are preprocessed, one batch each."""
+    def channels(self, graph: ir.Model) -> Collection[str]:
+        """Return the tensors whose channels' largest values the candidates follow from; channels lie on axis 1."""
+        ...
+
+    def candidates(self, graph: ir.Model, images: Sequence[Array], peaks: Mapping[str, Array]) -> Iterable[Candidate]:
+        """Yield the candidates for a float32 graph.
+
+        ``images`` are preprocessed, one batch each; ``peaks`` the largest absolute values on them of the channels of
+        :meth:`channels`, ``(channels,)``.
+        """
         ...
 
 
@@ -117,12 +130,42 @@ def _changed(array: Array, steps: Sequence[Scaled | Added]) -> Array:
     return array
 
 
+def with_scaled(graph: ir.Model, scaled: Mapping[str, tuple[str, Array]], tensors: Iterable[str]) -> dict[str, str]:
+    """Add what changes would make of tensors to a graph without them, in place, and return its names by tensor.
+
+    ``scaled`` is that of a :class:`Candidate`; a tensor that is not in it is the same with the changes.
+    """
+    values = {str(value.name): value for node in graph.graph for value in node.outputs}
+    found = {}
+    for tensor in tensors:
+        source, by = scaled.get(tensor, (tensor, np.ones(1, np.float32)))
+        found[tensor] = source
+        if (by == 1).all():
+            continue
+        found[tensor] = name = f"{source} by {hashlib.sha256(by.tobytes()).hexdigest()}"
+        if name in values:
+            continue
+        zeros = constant(graph.graph, f"{name}:zeros", np.zeros(len(by), np.float32))
+        ones = constant(graph.graph, f"{name}:ones", np.ones(len(by), np.float32))
+        given = [values[source], constant(graph.graph, f"{name}:by", by), zeros, zeros, ones]
+        node = ir.node("BatchNormalization", given, {"epsilon": 0.0}, name=name)  # a product on axis 1 of any rank
+        node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.FLOAT)
+        graph.graph.append(node)
+        values[name] = node.outputs[0]
+    return found
+
+
+def scaled_name(node: str, index: int, number: int = 0) -> str:
+    """Return the name of an activation that is multiplied before it is the input of that index, by the first change."""
+    return f"{node}_{index}_scaled_{number}"
+
+
 def _scale_before(graph: Any, node: ir.Node, index: int, steps: Sequence[Scaled | Added]) -> None:
     """Multiply an activation right before the node that takes it."""
     value = node.inputs[index]
     for number, (axis, factors) in enumerate(steps):
         assert value is not None
-        label = f"{node.name}_{index}_scaled_{number}"
+        label = scaled_name(str(node.name), index, number)
         shaped = factors.reshape([-1, *[1] * (-axis - 1)])  # how many axes the value has is not known
         product = ir.node("Mul", [value, constant(graph, f"{label}_by", shaped)], name=f"{label}_product")
         scaled = product.outputs[0]

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from deploykit.export.precision.qdq import quantisable, weight_of
 from deploykit.runtime.arrays import Array
 
-__all__ = ["Group", "Made", "Taken", "channel_groups", "is_depthwise"]
+__all__ = ["Group", "Made", "Row", "Taken", "channel_groups", "is_depthwise", "rows_of_channels"]
 
 PASSES = {
     "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MaxPool", "PRelu", "Relu", "Resize",
@@ -76,6 +76,11 @@ Row = tuple[Group, ...]
 
 def channel_groups(graph: ir.Model) -> list[Group]:
     """Return the groups of channels of a float32 graph that can be scaled, in the graph's order."""
+    return rows_of_channels(graph)[0]
+
+
+def rows_of_channels(graph: ir.Model) -> tuple[list[Group], dict[str, Row]]:
+    """Return the groups of :func:`channel_groups`, and the groups of the channels of each tensor that has some."""
     rows: dict[ir.Value, Row] = {}
     groups: list[Group] = []
     layers = {id(node) for node in quantisable(graph.graph)}
@@ -95,7 +100,10 @@ def channel_groups(graph: ir.Model) -> list[Group]:
             else:
                 _block(given)
     _block([rows[value] for value in graph.graph.outputs if value in rows])
-    return [group for group in groups if group.within is None and group.free and group.taken]
+    found = [group for group in groups if group.within is None and group.free and group.taken]
+    scaled = {id(group) for group in found}
+    named = {str(value.name): tuple(group.whole() for group in row) for value, row in rows.items()}
+    return found, {name: row for name, row in named.items() if scaled & {id(group) for group in row}}
 
 
 def is_depthwise(node: ir.Node) -> bool:

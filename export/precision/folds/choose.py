@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -26,6 +26,9 @@ WORTHWHILE = 0.98
 
 WORTH_NODES = 0.9
 """The same of a candidate that adds nodes, which take time, against the best one that adds none."""
+
+ErrorWith = Callable[[Changes, Mapping[str, tuple[str, Array]] | None], float]
+"""See :func:`choose_folds`."""
 
 TOLERANCE = 1e-5
 """How far outputs in fp32 may move, as a share of the largest value of the output."""
@@ -63,7 +66,8 @@ class FoldReport:
 def choose_folds(
     graph: ir.Model,
     images: Sequence[Array],
-    error_with: Callable[[Changes], float],
+    error_with: ErrorWith,
+    peaks_of: Callable[[Changes, Collection[str]], Mapping[str, Array]] = lambda changes, tensors: {},
     *,
     folds: Sequence[Fold] = FOLDS,
     progress: Progress = SILENT,
@@ -73,7 +77,9 @@ def choose_folds(
     Args:
         graph: the float32 graph, which stays as it is.
         images: preprocessed images, one batch each.
-        error_with: verifies the graph with these changes and returns the error of its quantized outputs.
+        error_with: returns the error of the quantized outputs with these changes, and with what is known of the
+            tensors that are scaled (:class:`Candidate`); without that, it verifies the graph with the changes.
+        peaks_of: returns the largest values of the channels of these tensors with changes.
         folds: the folds to try.
         progress: receives which fold is tried.
 
@@ -89,12 +95,13 @@ def choose_folds(
         progress.step(f"folds: {fold.name}")
         now = graph if not changes else _changed(graph, changes)
         best: tuple[str, Changes] | None = None
-        for candidate in fold.candidates(now, images):
+        wanted = fold.channels(now)
+        for candidate in fold.candidates(now, images, peaks_of(changes, wanted) if wanted else {}):
             if not errors:
-                errors["none"] = error_with({})
+                errors["none"] = error_with({}, None)
             name = f"{fold.name} {candidate.name}"
             both = joined_changes(changes, candidate.changes)
-            errors[name] = error_with(both)
+            errors[name] = error_with(both, None if changes else candidate.scaled)
             least = errors[best[0]] if best else errors[taken[-1]] if taken else errors["none"]
             worthwhile = WORTH_NODES if candidate.nodes else 1.0 if best else WORTHWHILE
             if errors[name] <= worthwhile * (math.inf if math.isnan(least) else least):

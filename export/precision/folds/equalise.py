@@ -20,12 +20,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from torch import Tensor
 
-from deploykit.export.precision.folds import Candidate, Changes, Scaled, joined_changes
-from deploykit.export.precision.folds.channel_groups import Group, Taken, channel_groups, is_depthwise
+from deploykit.export.precision.folds import Candidate, Changes, Scaled, joined_changes, scaled_name
+from deploykit.export.precision.folds.channel_groups import (
+    Group,
+    Taken,
+    channel_groups,
+    is_depthwise,
+    rows_of_channels,
+)
 from deploykit.export.precision.qdq import quantisable, weight_of
-from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.runtime.arrays import Array
 
 __all__ = ["Equalise"]
@@ -47,24 +51,41 @@ class Equalise:
         """Return whether there are channels that can be scaled."""
         return bool(channel_groups(graph)) or any(map(is_depthwise, quantisable(graph.graph)))
 
-    def candidates(self, graph: ir.Model, images: Sequence[Array]) -> Iterable[Candidate]:
+    def channels(self, graph: ir.Model) -> set[str]:
+        """See :meth:`deploykit.export.precision.folds.Fold.channels`."""
+        groups, rows = rows_of_channels(graph)
+        return {*rows, *map(_given, _others(graph, groups))}
+
+    def candidates(self, graph: ir.Model, images: Sequence[Array], peaks: Mapping[str, Array]) -> Iterable[Candidate]:
         """Yield the candidates: without added nodes and, where there are depthwise layers for them, with them."""
-        groups = channel_groups(graph)
-        layers = {one.layer for group in groups for one in group.taken}
-        others = [node for node in quantisable(graph.graph) if is_depthwise(node) and str(node.name) not in layers]
-        others = [node for node in others if node.inputs[0] is not None and node.inputs[0].producer() is not None]
-        wanted = {one.tensor for group in groups for one in group.taken} | {_given(node) for node in others}
-        shares = _shares(graph, wanted, images)
+        groups, rows = rows_of_channels(graph)
+        others = _others(graph, groups)
+        shares = {name: np.maximum(top / max(float(top.max()), 1e-30), LEAST) for name, top in peaks.items()}
         changes: Changes = {}
+        factors = {id(group): _factors(group, shares) for group in groups}
         for group in groups:
-            changes = joined_changes(changes, _moved(group, shares))
+            changes = joined_changes(changes, _moved(group, factors[id(group)]))
+        scaled = {
+            name: (name, np.concatenate([1 / factors.get(id(g), np.ones(g.count, np.float32)) for g in row]))
+            for name, row in rows.items()
+        }
         if groups:
-            yield Candidate("channels", len(groups), changes)
+            yield Candidate("channels", len(groups), changes, scaled=scaled)
         for node in others:
-            changes = joined_changes(changes, _before(node, shares[_given(node)]))
+            powers = _powers(shares[_given(node)])
+            changes = joined_changes(changes, _before(node, powers))
+            scaled[scaled_name(str(node.name), 0)] = _given(node), 1 / powers
         if others:
             more = f"before {len(others)} depthwise layers"
-            yield Candidate(f"channels and {more}" if groups else more, len(groups) + len(others), changes, len(others))
+            name, sites = f"channels and {more}" if groups else more, len(groups) + len(others)
+            yield Candidate(name, sites, changes, len(others), scaled)
+
+
+def _others(graph: ir.Model, groups: Sequence[Group]) -> list[ir.Node]:
+    """Return the depthwise layers whose channels can only be scaled by a node before them."""
+    layers = {one.layer for group in groups for one in group.taken}
+    found = [node for node in quantisable(graph.graph) if is_depthwise(node) and str(node.name) not in layers]
+    return [node for node in found if node.inputs[0] is not None and node.inputs[0].producer() is not None]
 
 
 def _given(node: ir.Node) -> str:
@@ -72,25 +93,9 @@ def _given(node: ir.Node) -> str:
     return str(node.inputs[0].name)
 
 
-def _shares(graph: ir.Model, tensors: set[str], images: Sequence[Array]) -> dict[str, Array]:
-    """Return the range of each channel of these activations as a share of the largest one's, ``(channels,)``."""
-    found: dict[str, Array] = {}
-
-    def see(name: str, value: Tensor) -> None:
-        if name in tensors:
-            top = value.abs().amax([i for i in range(value.ndim) if i != 1]).numpy()
-            found[name] = np.maximum(found.get(name, top), top)
-
-    with OnnxInTorchSession(graph, observe=see) as session, session.in_one_thread():
-        (info,) = session.inputs
-        for image in images:
-            session.run({info.name: image})
-    return {name: np.maximum(top / max(float(top.max()), 1e-30), LEAST) for name, top in found.items()}
-
-
-def _before(node: ir.Node, shares: Array) -> Changes:
-    """Return what gives the channels that a depthwise convolution takes the same range, by a node before it."""
-    factors, weight = _powers(shares), weight_of(node)
+def _before(node: ir.Node, factors: Array) -> Changes:
+    """Return what divides the channels that a depthwise convolution takes, by a node before it."""
+    weight = weight_of(node)
     each = np.repeat(factors, len(weight) // len(factors))
     return {
         (str(node.name), 0): (Scaled(1 - weight.ndim, 1 / factors),),
@@ -98,9 +103,8 @@ def _before(node: ir.Node, shares: Array) -> Changes:
     }
 
 
-def _moved(group: Group, shares: Mapping[str, Array]) -> Changes:
-    """Return what scales the channels of a group."""
-    factors = _factors(group, shares)
+def _moved(group: Group, factors: Array) -> Changes:
+    """Return what divides the channels of a group where they are made."""
     changes: Changes = {}
     for part in group.makers:
         steps = {(part.layer, 1): (Scaled(part.axis, 1 / factors),)}

@@ -14,7 +14,7 @@ lies between is found by following the channels through the graph (:mod:`deployk
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -40,7 +40,11 @@ class Smooth:
         """See :meth:`deploykit.export.precision.folds.Fold.applies`."""
         return any(node.op_type == "LayerNormalization" for node in graph.graph)
 
-    def candidates(self, graph: ir.Model, images: Sequence[Array]) -> Iterator[Candidate]:
+    def channels(self, graph: ir.Model) -> tuple[str, ...]:
+        """Return none: what is measured is found with the channels."""
+        return ()
+
+    def candidates(self, graph: ir.Model, images: Sequence[Array], peaks: Mapping[str, Array]) -> Iterator[Candidate]:
         """See :meth:`deploykit.export.precision.folds.Fold.candidates`."""
         followed = follow_channels(graph, images)
         for alpha in ALPHAS:

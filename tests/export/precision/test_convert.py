@@ -263,16 +263,18 @@ def test_int8_is_calibrated_by_the_best_method_and_keeps_what_hurts(
     assert {name.partition(".")[0] for name in report.labels.values()} == {"model"}  # of the network, not of nodes
     lines = dict(report.lines())
     assert "layers, chosen by measurement" in lines["not quantized"]
-    nothing = replace(report, kept_by="nobody", sensitivity=None, error=None, done=replace(report.done, kept=()))
+    nothing = replace(
+        report, kept_by="nobody", sensitivity=None, error=report.whole, done=replace(report.done, kept=())
+    )
     layers = f"0 of {len(report.done.layers)} layers"
-    assert dict(nothing.lines())["not quantized"] == f"{layers}, none was looked for (--keep none)"
+    said = f"{layers}, none was looked for (--keep none); error of the outputs {report.whole:.3g}"
+    assert dict(nothing.lines())["not quantized"] == said
     sensitivity = report.sensitivity
     assert sensitivity is not None
     assert f"0 {sensitivity.whole:.3g}" in lines["search"]
     if report.done.kept:
         share = sensitivity.layers[report.done.kept[0]] / sensitivity.whole
         assert f": {report.labels[report.done.kept[0]]} ({share:.1%})" in lines["not quantized"]
-        assert report.error is not None
         assert report.error <= report.errors[report.method]
     assert found.computes["int8"] == len(report.done.layers) > len(report.done.kept)
     assert spec_in(quantised.path).precision == "int8"

@@ -17,7 +17,6 @@ from onnx import TensorProto, helper
 
 from deploykit.errors import MissingDependencyError
 from deploykit.export.options import Calibration, OnnxOptions, PrecisionOptions
-from deploykit.export.precision import observed as module
 from deploykit.export.precision.cpu_int8 import quantize_for_cpu
 from deploykit.export.precision.half import to_half
 from deploykit.export.precision.observed import (
@@ -25,10 +24,10 @@ from deploykit.export.precision.observed import (
     SPARSEST,
     ObservedGraph,
     network_of,
-    observed,
     outputs_of_each,
     scales_of,
     values_of,
+    with_peaks,
 )
 from deploykit.export.precision.qdq import quantize
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
@@ -111,20 +110,16 @@ def test_of_a_large_tensor_some_rows_are_seen_and_every_value_counts_for_its_lar
     assert some.size >= min(image.size, ENOUGH)
 
 
-def test_a_large_graph_is_seen_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch computes it, and what is seen is the same rows of the same values."""
-    shape, seen = (1, 4, 300, 301), []
-    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    for large in (1 << 40, 0):
-        monkeypatch.setattr(module, "LARGE", large)
-        with observed(shifted(shape), ("inner",), lambda *found: seen.append(found)) as network:
-            assert type(network) is (ObservedGraph if large else OnnxInTorchSession)
-            (outputs,) = network.run_each([image])
-            assert set(outputs) == {"y"}
-    (one, most, some), (other, highest, rows) = seen
-    assert (one, most) == (other, highest) == ("inner", float(np.abs(image - np.float32(1)).max()))
-    np.testing.assert_array_equal(some, rows)
-    assert some.size < image.size
+@settings(max_examples=10)
+@given(st.integers(1, 4), st.integers(1, 9), st.lists(st.integers(1, 40), min_size=1, max_size=2), st.integers(0, 999))
+def test_the_largest_value_of_each_channel_is_seen(batch: int, channels: int, sides: list[int], seed: int) -> None:
+    image = np.random.default_rng(seed).normal(size=(1, channels, *sides)).astype(np.float32).repeat(batch, 0)
+    model = shifted(image.shape)
+    (peak,) = with_peaks(model, ("inner",)).values()
+    ((largest, some),) = looked_at(model, (peak,), [image])[peak]
+    expected = np.abs(image[0] - np.float32(1)).reshape(channels, -1).max(1)
+    np.testing.assert_array_equal(some.ravel(), expected)
+    assert largest == expected.max()
 
 
 def test_outputs_are_the_same_bits_on_any_number_of_threads() -> None:
@@ -169,8 +164,7 @@ def test_a_quantized_layer_multiplies_rounded_values_without_the_saturation_of_a
 
 
 @pytest.mark.parametrize("kind", ["int8", "cpu", "fp8"])
-def test_one_network_gives_what_graphs_of_other_ranges_give(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGE", 0)  # ONNX Runtime computes outputs of large ones too
+def test_one_network_gives_what_graphs_of_other_ranges_give(kind: Any) -> None:
     model = layer_graph()
     graphs = [model.clone() for _ in range(3)]
     for graph, scale in zip(graphs, (1.0, 0.3, 2.5), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import cv2
@@ -24,18 +24,16 @@ from deploykit.export.precision import calibration as module
 from deploykit.export.precision.calibration import (
     AUTO,
     BEHIND,
-    BINS,
     HALF,
     LEVELS,
     Activations,
     Begun,
-    _Running,
     calibration_images,
     choose_method,
     measure_activations,
-    on_grid,
     range_of,
 )
+from deploykit.export.precision.observed import BINS, Running, on_grid
 from deploykit.export.precision.qdq import activations_of, quantisable, quantize, quantize_weight
 from deploykit.export.precision.read_back import precisions_of
 from deploykit.export.precision.search.journal import digest_of_file
@@ -43,8 +41,8 @@ from deploykit.export.precision.sensitivity import (
     ENOUGH,
     MOST,
     NEAR,
+    Ranking,
     choose_keep,
-    measure_sensitivity,
     named_layers,
 )
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
@@ -212,7 +210,7 @@ def test_a_histogram_that_grows_is_that_of_all_values_but_for_a_quarter_of_a_bin
     chance = np.random.default_rng(seed)
     parts = [np.zeros(zeros + 1, np.float32)]
     parts += [(chance.standard_t(3, 500) * 2.0**power).astype(np.float32) for power in powers]
-    running = _Running()
+    running = Running()
     for part in parts:
         running.add(float(np.abs(part).max()), torch.from_numpy(part))
     sizes = np.sort(np.abs(np.concatenate(parts))).astype(np.float64)
@@ -525,6 +523,19 @@ def test_what_saturation_costs_on_this_cpu(tmp_path: Path) -> None:
 # Which layers.
 
 
+def ranked(parts: Mapping[str, float], runs: list[int] | None = None) -> Ranking:
+    """A ranking by these parts, of which a second run says the same; ``runs`` gets how many layers each run keeps."""
+    whole = sum(parts.values())
+
+    def parts_without(kept: Collection[str]) -> tuple[float, Mapping[str, float]]:
+        if runs is not None:
+            runs.append(len(kept))
+        left = sum(part for layer, part in parts.items() if layer not in kept)
+        return left, {n: part * whole / left if left > 0 else part for n, part in parts.items() if n not in kept}
+
+    return Ranking(list(parts), parts_without)
+
+
 def test_the_fewest_layers_with_which_half_of_the_error_is_gone_are_found_in_few_runs() -> None:
     parts = {f"layer {i}": 1.0 / (i + 1) for i in range(200)}
     whole = sum(parts.values())
@@ -534,7 +545,7 @@ def test_the_fewest_layers_with_which_half_of_the_error_is_gone_are_found_in_few
         runs.append(len(kept))
         return whole - sum(parts[layer] for layer in kept)
 
-    kept, tried = choose_keep(whole, parts, error_without)
+    kept, tried = choose_keep(whole, ranked(parts), error_without)
     enough = next(n for n in range(200) if whole - sum(list(parts.values())[:n]) <= ENOUGH * whole)
     assert kept == tuple(parts)[:enough]
     assert len(runs) <= 7
@@ -543,13 +554,15 @@ def test_the_fewest_layers_with_which_half_of_the_error_is_gone_are_found_in_few
 
 def test_at_most_a_share_of_the_layers_is_kept_and_none_that_adds_nothing() -> None:
     parts = {f"layer {i}": 0.1 if i < 10 else -0.1 for i in range(100)}
-    kept, _ = choose_keep(1.0, dict.fromkeys(parts, 0.01), lambda kept: 1.0 - 0.01 * len(kept))
+    kept, _ = choose_keep(1.0, ranked(dict.fromkeys(parts, 0.01)), lambda kept: 1.0 - 0.01 * len(kept))
     assert 0.8 * MOST * 100 < len(kept) <= MOST * 100  # with all of them, 85 % of the error is left
-    kept, _ = choose_keep(1.0, parts, lambda kept: 0.9 if len(kept) == 10 else 1.0)
+    kept, _ = choose_keep(1.0, ranked(parts), lambda kept: 0.9 if len(kept) == 10 else 1.0)
     assert len(kept) == 10  # all that add something
-    kept, tried = choose_keep(1.0, parts, lambda kept: 1.0 + len(kept))
+    kept, tried = choose_keep(1.0, ranked(parts), lambda kept: 1.0 + len(kept))
     assert (kept, tried[0]) == ((), 1.0)  # the ranking was of no use, which is measured
-    kept, tried = choose_keep(1.0, dict.fromkeys(parts, -0.1), lambda kept: pytest.fail("there is nothing to try"))
+    kept, tried = choose_keep(
+        1.0, ranked(dict.fromkeys(parts, -0.1)), lambda kept: pytest.fail("there is nothing to try")
+    )
     assert (kept, tried) == ((), {0: 1.0})
 
 
@@ -558,16 +571,16 @@ def test_at_most_a_share_of_the_layers_is_kept_and_none_that_adds_nothing() -> N
 def test_what_is_kept_has_the_error_that_was_measured(errors: list[float]) -> None:
     """Also where more layers in floating point do not mean a smaller error."""
     layers = {f"layer {i}": 1.0 for i in range(200)}
-    kept, tried = choose_keep(1.0, layers, lambda kept: errors[len(kept) % len(errors)])
+    kept, tried = choose_keep(1.0, ranked(layers), lambda kept: errors[len(kept) % len(errors)])
     assert tried[len(kept)] <= 1.0
-    goal = ENOUGH if tried[30] <= ENOUGH else min(1.0, NEAR * tried[30])
+    goal = ENOUGH if tried.get(30, 0.0) <= ENOUGH else min(1.0, NEAR * tried[30])
     assert not [n for n, error in tried.items() if n < len(kept) and error <= goal]
     assert not kept or tried[len(kept)] <= goal
 
 
 def test_one_layer_that_makes_nearly_all_of_the_error_is_enough() -> None:
     parts = {f"layer {i}": 0.9 if i == 0 else 1e-5 for i in range(100)}
-    kept, tried = choose_keep(1.0, parts, lambda kept: 0.7 - 0.001 * len(kept))
+    kept, tried = choose_keep(1.0, ranked(parts), lambda kept: 0.7 - 0.001 * len(kept))
     assert kept == ("layer 0",)
     assert len(tried) <= 6
 
@@ -582,11 +595,26 @@ def test_a_second_run_corrects_the_order_of_the_layers_after_the_first() -> None
         parts = dict.fromkeys(names, 0.01) | ({"layer 3": 0.8, "layer 5": 0.02} if not kept else {"layer 7": 0.3})
         return sum(parts[n] for n in names if n not in kept), {n: parts[n] for n in names if n not in kept}
 
-    found = measure_sensitivity(names, parts_without)
+    found = Ranking(names, parts_without)
+    assert asked == [()]
+    found.correct()
     assert asked == [(), ("layer 3",)]
-    assert list(found)[:2] == ["layer 3", "layer 7"]
-    assert set(found) == set(names)
-    assert list(measure_sensitivity(names, lambda kept: (1.0, dict.fromkeys(names, -0.1)))) == names
+    assert list(found.layers)[:2] == ["layer 3", "layer 7"]
+    assert set(found.layers) == set(names)
+    unranked = Ranking(names, lambda kept: (1.0, dict.fromkeys(names, -0.1)))
+    unranked.correct()
+    assert list(unranked.layers) == names
+
+
+@pytest.mark.parametrize(("left", "runs"), [(0.3, [0]), (0.6, [0, 7])])
+def test_the_second_run_is_only_made_where_the_first_layers_are_not_enough(left: float, runs: list[int]) -> None:
+    """Of 100 layers 7 are first; expected is that half of the error is gone with 4 of them."""
+    parts = {f"layer {i}": 0.19 if i < 4 else 0.0025 for i in range(100)}
+    made: list[int] = []
+    kept, tried = choose_keep(1.0, ranked(parts, made), lambda kept: 1.0 if len(kept) < 4 else left)
+    assert made == runs
+    assert (7 in tried, 15 in tried) == (True, left > ENOUGH)
+    assert len(kept) == (4 if left <= ENOUGH else 7)
 
 
 def test_layers_are_named_by_node_weight_or_pattern() -> None:

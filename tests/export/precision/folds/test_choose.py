@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -37,7 +37,10 @@ class Offers:
     def applies(self, graph: ir.Model) -> bool:
         return bool(self.nodes)
 
-    def candidates(self, graph: ir.Model, images: Sequence[Array]) -> Iterable[Candidate]:
+    def channels(self, graph: ir.Model) -> tuple[str, ...]:
+        return ()
+
+    def candidates(self, graph: ir.Model, images: Sequence[Array], peaks: Mapping[str, Array]) -> Iterable[Candidate]:
         for name, nodes in self.nodes.items():
             yield Candidate(name, 1, {(name, 0): (Scaled(0, np.ones(1, np.float32)),)}, nodes)
 
@@ -60,7 +63,7 @@ class Offers:
 def test_the_best_is_taken_if_it_is_worthwhile_and_more_so_if_it_adds_nodes(
     nodes: dict[str, int], errors: dict[str, float], taken: tuple[str, ...]
 ) -> None:
-    def error_with(changes: Changes) -> float:
+    def error_with(changes: Changes, scaled: object) -> float:
         return errors["".join(name for name, _ in changes)]
 
     changes, report = choose_folds(GRAPH, (), error_with, folds=[Offers(**nodes)])
@@ -70,4 +73,4 @@ def test_the_best_is_taken_if_it_is_worthwhile_and_more_so_if_it_adds_nodes(
 
 
 def test_without_places_nothing_is_measured() -> None:
-    assert choose_folds(GRAPH, (), lambda changes: 1 / 0, folds=[Offers()]) == ({}, None)
+    assert choose_folds(GRAPH, (), lambda changes, scaled: 1 / 0, folds=[Offers()]) == ({}, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploykit.errors import UsageError
+from deploykit.errors import FoldError, UsageError
 from deploykit.export.options import Calibration, PrecisionOptions
-from deploykit.export.precision.folds import Scaled
+from deploykit.export.precision import trials as trials_module
+from deploykit.export.precision.calibration import calibration_images
+from deploykit.export.precision.folds import Scaled, digest_of_changes
+from deploykit.export.precision.folds.choose import choose_folds
+from deploykit.export.precision.folds.equalise import Equalise
+from deploykit.export.precision.observed import ObservedGraph
 from deploykit.export.precision.quantize import QuantReport
 from deploykit.export.precision.trials import Trials, forget
+from deploykit.progress import SILENT
+from tests.export.precision.test_convert import spec_in
 from tests.export.precision.test_half_search import export, model_of
 from tests.export.precision.test_quantize import SPEC
 
@@ -79,8 +87,6 @@ def test_what_is_folded_lowers_the_error_and_is_told(
     assert done.corrected is not None
     (taken,) = done.folds.taken
     assert taken.startswith(name)
-    assert done.error is not None
-    assert plain.error is not None
     assert done.error < 0.7 * plain.error
     assert done.error == (done.corrected.after if done.corrected.taken else done.errors["minmax"])
     assert {"folded", "corrected"} <= dict(done.lines()).keys()
@@ -114,7 +120,7 @@ def test_what_does_not_help_with_the_ranges_of_all_images_is_left_out(
 
     plain = quantised(tmp_path / "plain.onnx", nn.ReLU, calibration=calibration, folds="none", cache=False)
     first = Trials.error_with
-    monkeypatch.setattr(Trials, "error_with", lambda self, changes: 0.5 if changes else first(self, changes))
+    monkeypatch.setattr(Trials, "error_with", lambda self, changes, _: 0.5 if changes else first(self, changes))
     monkeypatch.setattr(Trials, "errors", worse_with_folds)
     done = quantised(tmp_path / "done.onnx", nn.ReLU, calibration=calibration, folds=("equalise",), cache=False)
     assert done.folds is not None
@@ -126,6 +132,80 @@ def test_what_does_not_help_with_the_ranges_of_all_images_is_left_out(
         for name in ("plain", "done")
     ]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Hardswish])
+def test_one_run_of_each_image_measures_what_there_is_with_folds_and_without(
+    activation: Callable[[], nn.Module], tmp_path: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, runs = tmp_path / "x.onnx", []
+    export(file, model_of(Separable(activation)), "fp32")
+    model, options = ir.load(file), PrecisionOptions("int8", calibration=calibration, cache=False)
+    images = calibration_images(calibration, spec_in(file), 4)
+    trials, apart = (Trials(model, file, spec_in(file), options, images) for _ in range(2))
+    changes, report = choose_folds(model, images, trials.error_with, trials.peaks, folds=[Equalise()])
+    assert report is not None
+    assert report.taken
+    run = ObservedGraph._run
+    monkeypatch.setattr(ObservedGraph, "_run", lambda *asked: runs.append(1) or run(*asked))
+    found = trials.calibrated(changes, SILENT)
+    assert len(runs) == 4 + 4  # those of the comparison, with the folds, and those that were not run before
+    expected = apart.calibrated({}, SILENT) | apart.calibrated(changes, SILENT)
+    assert len(runs) == 4 + 4 + 8 + 8
+    assert found.keys() == expected.keys()
+    for digest, one in expected.items():
+        assert found[digest].largest == one.largest
+        for name, counts in one.counts.items():
+            np.testing.assert_array_equal(found[digest].counts[name], counts)
+    assert found[b""].largest != found[digest_of_changes(changes)].largest
+
+
+def test_a_fold_that_scales_otherwise_than_it_says_is_refused(tmp_path: Path, calibration: Calibration) -> None:
+    file = tmp_path / "x.onnx"
+    export(file, model_of(Separable(nn.ReLU)), "fp32")
+    model, options = ir.load(file), PrecisionOptions("int8", calibration=calibration, cache=False)
+    trials = Trials(model, file, spec_in(file), options, calibration_images(calibration, spec_in(file), 4))
+    node = next(node for node in model.graph if node.op_type == "Conv")
+    changes = {(str(node.name), 1): (Scaled(0, np.full(WIDTH, 2, np.float32)),)}
+    trials.peaks({}, ())
+    assert trials.error_with(changes, {}) > 0
+    with pytest.raises(FoldError, match="a fold moved the output"):
+        trials.calibrated(changes, SILENT)
+
+
+def test_choices_are_made_on_few_of_large_images_and_the_last_errors_are_of_all(
+    tmp_path: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = quantised(tmp_path / "full.onnx", nn.ReLU, calibration=calibration, folds="none", cache=False)
+    monkeypatch.setattr(trials_module, "PIXELS", 16 * 32)  # images of 32x32 are large, and two have as many as four
+    few = quantised(tmp_path / "few.onnx", nn.ReLU, calibration=calibration, folds="none", cache=False)
+    assert few.ranges == full.ranges
+    assert few.whole == pytest.approx(full.whole)
+    assert full.whole == full.errors["minmax"] != pytest.approx(few.errors["minmax"])
+
+
+@pytest.mark.parametrize(
+    ("side", "ranked", "corrected"),
+    [(320, [0, 1, 2], [2, 3]), (640, [0, 1, 2], [2, 3]), (800, [0, 1], [2]), (960, [1], [0]), (2000, [1], [0])],
+)
+def test_layers_are_ranked_on_fewer_images_the_larger_they_are(
+    side: int, ranked: list[int], corrected: list[int], tmp_path: Path, calibration: Calibration
+) -> None:
+    """One image has to be that of the larger error: where nothing is found nothing can be told."""
+    options, asked = PrecisionOptions("int8", calibration=calibration, cache=False), []
+
+    class Asked(Trials):
+        def _parts(self, ranges: Any, kept: Any, numbers: Any, progress: Any) -> tuple[float, dict[str, float]]:
+            asked.append(list(numbers))
+            return 1.0, {}
+
+    spec = replace(SPEC, input=replace(SPEC.input, size=(side, side)))
+    empty = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
+    trials = Asked(empty, tmp_path / "x.onnx", spec, options, [np.zeros(1, np.float32)] * 4)
+    errors = [0.1, 0.3, 0.2, 0.2][: trials.few]
+    trials.parts({}, (), errors, SILENT)
+    trials.parts({}, ("layer",), errors, SILENT)
+    assert asked == [ranked, corrected]
 
 
 def test_graphs_share_their_weights_with_the_one_that_becomes_the_file(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -79,7 +79,10 @@ class Halved:
     def applies(self, graph: ir.Model) -> bool:
         return True
 
-    def candidates(self, graph: ir.Model, images: Sequence[Array]) -> list[Candidate]:
+    def channels(self, graph: ir.Model) -> tuple[str, ...]:
+        return ()
+
+    def candidates(self, graph: ir.Model, images: Sequence[Array], peaks: Mapping[str, Array]) -> list[Candidate]:
         return [Candidate("all", 1, {("last", 1): (Scaled(0, np.full(WIDTH, 0.5, np.float32)),)})]
 
 
@@ -87,7 +90,7 @@ def test_a_fold_that_changes_the_network_is_refused() -> None:
     model = transformer()
     exact = {name: torch.from_numpy(value) for name, value in outputs(model).items()}
 
-    def error_with(changes: Changes) -> float:
+    def error_with(changes: Changes, scaled: object) -> float:
         new = model.clone()
         apply_changes(new, changes)
         check_same("a fold", [exact], [{name: torch.from_numpy(value) for name, value in outputs(new).items()}])
@@ -103,7 +106,7 @@ def test_a_fold_that_changes_the_network_is_refused() -> None:
 
 def test_a_candidate_is_taken_where_the_error_falls() -> None:
     errors = iter([1.0, 0.9, 0.7])
-    changes, report = choose_folds(transformer(), [X], lambda changes: next(errors), folds=[Smooth()])
+    changes, report = choose_folds(transformer(), [X], lambda changes, scaled: next(errors), folds=[Smooth()])
     assert report is not None
     assert report.taken == ("smooth 0.5",)
     assert report.errors == {"none": 1.0, "smooth 0.25": 0.9, "smooth 0.5": 0.7}
