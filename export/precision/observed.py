@@ -26,7 +26,7 @@ import torch
 
 from deploykit.atomic import temporary_folder
 from deploykit.export.graph.finalize import write
-from deploykit.export.graph.passes import initializers_of
+from deploykit.export.graph.passes import drop_weights, initializers_of
 from deploykit.export.precision.qdq import constant
 from deploykit.export.sessions.onnx_in_torch import SIDE_BY_SIDE, OnnxInTorchSession
 from deploykit.models.fuse import torch_threads
@@ -79,6 +79,7 @@ class ObservedGraph:
             weights = sum(each.size for each in initializers_of(graph))
             file = write(graph, folder / "observed.onnx", weights, check=False)
             self._session: Session = open_session(file, provider="cpu", threads=1, optimization="pairs")
+        drop_weights(graph)  # of the copy, whose cycles would keep them for a while
         (self.input,) = (given for given in self._session.inputs if given.name not in varying)
 
     def with_values(self, values: Mapping[str, Array]) -> ObservedGraph:
@@ -147,23 +148,22 @@ def values_of(graph: ir.Model, names: Collection[str]) -> dict[str, Array]:
 def with_peaks(graph: ir.Model, tensors: Collection[str]) -> dict[str, str]:
     """Add the largest absolute value of each channel of tensors to a graph in place, and return its names by tensor.
 
-    Channels lie on axis 1, and two axes or more follow on the first. Of a batch, which is an image repeated, the first
-    one is taken.
+    Channels lie on axis 1, with at least one axis behind them; the added tensors are ``(channels, 1)``.
     """
     if not tensors:
         return {}
     values = {str(value.name): value for node in graph.graph for value in node.outputs}
-    first = [constant(graph.graph, f"peak:{end}", np.array([end])) for end in (0, 1)]
+    one = constant(graph.graph, "peak:one", np.array([1]))
     found = {}
     for number, tensor in enumerate(tensors):
-        given: list[ir.Value] = [values[tensor]]
-        for kind in ("Abs", "GlobalMaxPool", "Slice"):
-            node = ir.node(kind, [*given, *((*first, first[0]) if kind == "Slice" else ())])
-            node.name = node.outputs[0].name = f"peak:{kind}:{number}"
-            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        value: ir.Value = values[tensor]
+        # The largest of a row is the first of TopK: it has no axes, which are an attribute or an input by opset.
+        for kind, further in ("Abs", ()), ("GlobalMaxPool", ()), ("Flatten", ()), ("Transpose", ()), ("TopK", (one,)):
+            node = ir.node(kind, [value, *further], num_outputs=len(further) + 1, name=f"peak:{kind}:{number}")
             graph.graph.append(node)
-            given = [node.outputs[0]]
-        found[tensor] = str(given[0].name)
+            value = node.outputs[0]
+            value.name, value.type = str(node.name), ir.TensorType(ir.DataType.FLOAT)
+        found[tensor] = str(value.name)
     return found
 
 
