@@ -90,6 +90,7 @@ class Trials:
             graph = ir.load(self.base)
             apply_changes(graph, self.changes)
             _share_weights(graph, self.model)
+            release_freed_memory()  # what the file was read into
             self._ready = self.changes, graph
         assert self._ready is not None
         return self._ready[1].clone()
