@@ -24,7 +24,6 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from deploykit.export.graph.passes import drop_weights
 from deploykit.export.precision.folds import Added, Changes, Scaled
 from deploykit.export.precision.qdq import QuantizationResult, quantisable
 from deploykit.export.sessions.freed_memory import release_freed_memory
@@ -85,7 +84,6 @@ def choose_corrections(
         return {}, None
     with _SideBySide(quantized, _statistics(graph, followed, images)) as session:
         changes = session.corrections(images)
-    drop_weights(quantized)
     release_freed_memory()  # weights and values of both networks, before there is a third one
     after = error_with(changes)
     taken = after < WORTHWHILE * before  # nothing is to be gained from an error of 0
