@@ -24,18 +24,18 @@ KINDS = {Output.__name__, RowOutput.__name__, *(kind.__name__ for kind in OUTPUT
 def type_tests(source: str) -> list[str]:
     """Where a module asks for the type, or compares the name, of a kind of output, or compares a task."""
     found = []
+    known = {*OUTPUTS, *(task for kind in OUTPUTS.values() for task in kind.tasks)}
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+        called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+        if called in ("isinstance", "issubclass"):
             names = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
             names |= {n.attr for n in ast.walk(node.args[1]) if isinstance(n, ast.Attribute)}
             if names & KINDS:
                 found.append(ast.unparse(node))
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
-            known = {*OUTPUTS, *(task for kind in OUTPUTS.values() for task in kind.tasks)}
             words = {n.value for side in sides for n in ast.walk(side) if isinstance(n, ast.Constant)}
-            asked = any(ast.unparse(side).endswith(("task", "output.kind")) for side in sides)
-            if asked and words & known:
+            if words & known and any(ast.unparse(side).endswith(("task", "output.kind")) for side in sides):
                 found.append(ast.unparse(node))
         if isinstance(node, ast.MatchClass) and ast.unparse(node.cls).split(".")[-1] in KINDS:
             found.append(ast.unparse(node))

@@ -139,7 +139,7 @@ def test_its_export_has_no_batch_norm_left(tmp_path: Path, kind: str) -> None:
     assert "BatchNormalization" not in operators
 
 
-@pytest.mark.parametrize("kind", ["groups", "small"])
+@pytest.mark.parametrize("kind", ["groups", pytest.param("small", marks=pytest.mark.slow)])
 def test_fp16_is_verified_and_an_engine_built(tmp_path: Path, kind: str) -> None:
     report = onnx_from_model(made(kind), out=tmp_path / "m.onnx", img=64, precision=PrecisionOptions(precision="fp16"))
     assert report.parity is not None
