@@ -15,12 +15,23 @@ from typing import NamedTuple
 
 from deploykit.errors import ArtefactError
 
-__all__ = ["Convolution", "convolutions", "external_files", "external_paths", "graph_without_weights", "metadata_of"]
+__all__ = [
+    "Convolution",
+    "convolutions",
+    "external_files",
+    "external_paths",
+    "graph_without_weights",
+    "has_free_sides",
+    "metadata_of",
+]
 
 LEAST_TENSOR = 1 << 20  # bytes; grids and other constants are smaller, and runtimes keep those as they are
 LEAST_SUM = 16 << 20  # bytes of such tensors in a file; below, reading them costs little
 
 GRAPH, METADATA_PROPS, NODE, INITIALIZER = 7, 14, 1, 5  # two of ModelProto, two of GraphProto
+GRAPH_INPUT = 11  # of GraphProto
+TO_SIDES = (2, 1, 2, 1)  # from a ValueInfoProto: type, tensor_type, shape, dim
+SIDE = 1  # of a dim: its number; without, it has a name or nothing
 INPUT, OUTPUT, OP_TYPE, ATTRIBUTE = 1, 2, 4, 5  # of NodeProto
 ATTRIBUTE_NAME, INTS = 1, 8  # of AttributeProto
 NAME = 8  # of TensorProto, and the next
@@ -130,6 +141,16 @@ def convolutions(file: Path) -> list[Convolution]:
         raise _not_onnx(file, e) from e
     made = (Convolution(shapes.get(source.get(name, name), ()), moves) for name, moves in found)
     return [each for each in made if len(each.weights) > 1]
+
+
+def has_free_sides(file: Path) -> bool:
+    """Return whether a side of an ONNX file's inputs is free, such as a batch of any size; False also for no ONNX."""
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            sides = _inside(data, (0, len(data)), (GRAPH, GRAPH_INPUT, *TO_SIDES))
+            return any(all(number != SIDE for number, *_ in _fields(data, *place)) for place in sides)
+    except (OSError, ValueError, IndexError):
+        return False  # whoever loads it says what is wrong
 
 
 def _whole_numbers(data: mmap.mmap, start: int, end: int) -> tuple[bytes, list[int]]:

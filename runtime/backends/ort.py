@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from deploykit.errors import (
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.forks import never_free, tell_forks
 from deploykit.runtime.backends.memory_limit import MEMORY_LIMIT, is_over_limit, memory_limit, run_within_limit
+from deploykit.runtime.backends.onnx_weights import has_free_sides
 from deploykit.runtime.backends.ort_cpu import give_back, low_memory, open_on_cpu, set_for_cpu
 from deploykit.runtime.backends.ort_cuda import CPU, CUDA, DeviceRuns, open_on_gpu
 from deploykit.runtime.backends.ort_providers import (
@@ -168,6 +170,8 @@ def _loaded(
     if providers and providers[0] != CPU:
         name, given = (providers[0], {}) if isinstance(providers[0], str) else providers[0]
         if name == CUDA:
+            if settings.graph and has_free_sides(path):  # which would be loaded twice to find out
+                settings = replace(settings, graph=False)
             return open_on_gpu(ort, load, int(given.get("device_id", 0)), settings)
     return load(providers, bool(providers)), None, []
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from deploykit.errors import BackendError, MissingDependencyError, UsageError
 from deploykit.facade import load
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends import ort_cuda
+from deploykit.runtime.backends.onnx_weights import has_free_sides
 from deploykit.runtime.backends.ort_cuda import DeviceRuns
 from deploykit.runtime.backends.ort_providers import CUDA_SETTINGS, CudaOptions
 from deploykit.runtime.session import open_session
@@ -147,6 +149,26 @@ def test_a_network_of_many_shapes_has_no_graph_and_keeps_the_buffers_of_a_few(tm
         session.run({"images": images})
         assert gpu.allocations == before
     assert set(CudaSession.runs) == {"-1"}
+    assert [each["enable_cuda_graph"] for each in CudaSession.loads] == ["0"]  # it is loaded once
+
+
+def test_an_output_whose_shape_follows_from_the_inputs_is_no_hindrance(tmp_path: Path, gpu: SharedGpu) -> None:
+    """The file leaves it free, and ONNX Runtime works it out."""
+    path = write_cell_model(tmp_path / "d.onnx", batch="batch")
+    model = onnx.load(str(path))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, str(path))
+    assert not has_free_sides(path)
+    with open_session(path, provider="cuda") as session:
+        assert session.run({"images": NOISE})["output"].shape == (1, 64, 10)
+        assert session.runs.graph  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("batch", "free"), [(1, False), ("batch", True)])
+def test_free_sides_are_seen_in_the_file(tmp_path: Path, batch: int | str, free: bool) -> None:
+    assert has_free_sides(write_cell_model(tmp_path / "c.onnx", batch=batch)) is free
+    (tmp_path / "x.onnx").write_bytes(b"\xff" * 40)
+    assert not has_free_sides(tmp_path / "x.onnx")
 
 
 @settings(max_examples=15)
