@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import math
@@ -93,6 +94,7 @@ class Device:
 
     def _library_file(self) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="deploykit-kernels-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # a loaded library lies there until the end
         if not self.real:
             file, team = folder / "libteam.so", ROOT / "tests" / "cpp_plugins" / "team.cpp"
             compiler = shutil.which("g++") or shutil.which("c++")

@@ -11,12 +11,13 @@ set -u
 folder=${1:?the folder with what was carried}
 total=${2:-560}
 out=${OUT:-build/gpu}
-site=$(mktemp -d)/site
+temporary=$(mktemp -d)
+trap 'rm -rf "$temporary"' EXIT
+site=$temporary/site
 python=${PYTHON:-python3}
 mkdir -p "$out"
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD"
-DEPLOYKIT_PLUGINS=$(mktemp -d)
-export DEPLOYKIT_PLUGINS
+export DEPLOYKIT_PLUGINS="$temporary/plugins"
 
 left() { echo $((total - SECONDS)); }
 part() {  # part NAME SECONDS COMMAND...: at most so long, and never longer than what is left
