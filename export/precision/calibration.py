@@ -67,7 +67,7 @@ HALF = 2  # images on which a method has to be near the best one, to be run on t
 BEHIND = 1.1  # errors whose ratio is more than this are not near: those of an image go up and down together
 LEVELS = 128  # levels of int8 on one side of zero
 STEP = 8  # bins from one candidate of a range to the next
-FORMAT = 4  # version of the cache files; other versions are not read
+FORMAT = 5  # version of the cache files; other versions are not read
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +160,8 @@ def measure_activations(
     if broken is not None:
         raise DataError(f"the tensor {broken!r} has values that are not finite, so its range cannot be measured")
     found = Activations(
-        {name: on_grid(one.largest) for name, one in running.items()},
-        {name: one.counts() for name, one in running.items()},
+        {name: on_grid(running[name].largest) for name in tensors},  # in this order in the cache
+        {name: running[name].counts() for name in tensors},
         len(files),
     )
     if cache:

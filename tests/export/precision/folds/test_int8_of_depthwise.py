@@ -138,14 +138,16 @@ def test_what_does_not_help_with_the_ranges_of_all_images_is_left_out(
 def test_one_run_of_each_image_measures_what_there_is_with_folds_and_without(
     activation: Callable[[], nn.Module], tmp_path: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file, runs = tmp_path / "x.onnx", []
     export(file, model_of(Separable(activation)), "fp32")
-    model, options = ir.load(file), PrecisionOptions("int8", calibration=calibration, cache=False)
+    model, options = ir.load(file), PrecisionOptions("int8", calibration=calibration)
     images = calibration_images(calibration, spec_in(file), 4)
-    trials, apart = (Trials(model, file, spec_in(file), options, images) for _ in range(2))
+    trials, apart, later = (Trials(model, file, spec_in(file), options, images) for _ in range(3))
     changes, report = choose_folds(model, images, trials.error_with, trials.peaks, folds=[Equalise()])
     assert report is not None
     assert report.taken
+    choose_folds(model, images, later.error_with, later.peaks, folds=[Equalise()])
     run = ObservedGraph._run
     monkeypatch.setattr(ObservedGraph, "_run", lambda *asked: runs.append(1) or run(*asked))
     found = trials.calibrated(changes, SILENT)
@@ -158,6 +160,10 @@ def test_one_run_of_each_image_measures_what_there_is_with_folds_and_without(
         for name, counts in one.counts.items():
             np.testing.assert_array_equal(found[digest].counts[name], counts)
     assert found[b""].largest != found[digest_of_changes(changes)].largest
+    kept = later.calibrated(changes, SILENT)
+    assert {digest: (one.cached, one.largest) for digest, one in kept.items()} == {
+        digest: (True, one.largest) for digest, one in found.items()
+    }
 
 
 def test_a_fold_that_scales_otherwise_than_it_says_is_refused(tmp_path: Path, calibration: Calibration) -> None:
