@@ -50,7 +50,9 @@ def _is_simple(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]]
         name = getattr(node.target, "__name__", "")
         if node.target in (getattr(operator, name, None), getattr(torch, name, None)):  # of sizes, or one of several
             continue
-        if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return False
+        if node.target._schema.is_mutable and node.target not in REPLACEMENTS:
             return False
         if node.target in REPLACEMENTS:
             if node.name in outputs or node.kwargs or not _is_replaceable(node):
@@ -186,6 +188,13 @@ def _side(node: fx.Node) -> Any:
     return source.meta["val"].shape[axis[0] if axis else 0]
 
 
+def _detached(node: fx.Node, _: Sizes) -> fx.Node:
+    """The input: there is no gradient to detach a constant of."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
 REPLACEMENTS: dict[Any, Callable[[fx.Node, Sizes], fx.Node]] = {
     ATEN.flatten.using_ints: _flatten,
     ATEN.reshape.default: _reshape,
@@ -194,5 +203,6 @@ REPLACEMENTS: dict[Any, Callable[[fx.Node, Sizes], fx.Node]] = {
     ATEN.square.default: _square,
     ATEN.adaptive_avg_pool2d.default: _mean,
     ATEN.chunk.default: _split,
+    ATEN.detach_.default: _detached,
 }
 """Operator -> what adds to the graph what a second trace makes of it, and returns the last node."""

@@ -45,7 +45,8 @@ class Simple(nn.Module):
         first, second = torch.split(y, 2, 1)
         one, two, three = torch.cat([y, x.sum(1, keepdim=True).repeat(1, 1, 4, 4)], 1).chunk(3, 1)
         gated = functional.adaptive_avg_pool2d(one * two, 1).square() * three.square()
-        return tokens * 2.0, best + 1.0, first.flatten(2) + 0.5, second.reshape(batch, -1, 2) - 0.5, gated + 1.0
+        moved = x - torch.tensor([0.5] * 8, dtype=x.dtype)
+        return tokens * 2.0, best + 1.0, first.flatten(2) + 0.5, second.reshape(batch, -1, 2) - 0.5, gated + moved.sum()
 
 
 class Composite(nn.Module):
