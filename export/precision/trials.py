@@ -182,7 +182,7 @@ class Trials:
         if self.changes:
             self.check_same(outputs)
         else:
-            self.exact |= outputs
+            self._keep(outputs)
         forget(rows)
         return found
 
@@ -268,9 +268,13 @@ class Trials:
             with self._with({}):
                 graph = self.graph()
             found = outputs_of(graph, [self.images[number] for number in missing])
-            self.exact |= dict(zip(missing, found, strict=True))
+            self._keep(dict(zip(missing, found, strict=True)))
             forget(graph)
         return [self.exact[number] for number in numbers]
+
+    def _keep(self, exact: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Keep exact outputs, copied: those of ONNX Runtime keep all of the memory of the session that made them."""
+        self.exact |= {n: {name: value.clone() for name, value in found.items()} for n, found in exact.items()}
 
     def check_same(self, found: Mapping[int, dict[str, Tensor]]) -> None:
         """Check that the graph with the folds of now gives the exact outputs.
