@@ -26,8 +26,10 @@ Sizes = dict[str, fx.Node]
 def decompose_in_place(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]]) -> bool:
     """Decompose a program as a second trace does, if that is possible; otherwise leave it, and return False.
 
+    Of free sizes, each is computed once; a second trace writes some of their products twice, or in another order.
+
     Args:
-        program: with any batch, and sizes that are known.
+        program: with sizes that are known, or free ones.
         table: the operators that have to be decomposed, and how.
     """
     if not _is_simple(program, table):
@@ -40,8 +42,6 @@ def decompose_in_place(program: ExportedProgram, table: Mapping[Any, Callable[..
 def _is_simple(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]]) -> bool:
     """Whether every operator of a program either stays or is one that is replaced here, and none changes its inputs."""
     outputs = {spec.arg.name for spec in program.graph_signature.output_specs}
-    if len(program.range_constraints) > 1:  # a second trace writes products of free sizes in its own way
-        return False
     for node in program.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
@@ -80,15 +80,21 @@ def _is_composite_view(target: torch._ops.OpOverload) -> bool:
 
 
 def _decompose(graph: fx.Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if node.target in CHECKS and not node.users:  # they hold sizes that nothing else asks for
+            graph.erase_node(node)
     graph.eliminate_dead_code()
     sizes: dict[str, fx.Node] = {}
     for node in list(graph.nodes):
         if isinstance(size := node.meta.get("val"), torch.SymInt):
-            sizes.setdefault(str(size), node)
+            first = sizes.setdefault(str(size), node)
+            if first is not node:
+                node.replace_all_uses_with(first)
         if node.op == "call_function" and node.target in REPLACEMENTS:
             with graph.inserting_before(node):
                 node.replace_all_uses_with(REPLACEMENTS[node.target](node, sizes))
             graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 def _add(target: Any, args: tuple[Any, ...], like: fx.Node, value: Any, **kwargs: Any) -> fx.Node:
@@ -112,7 +118,7 @@ def _flatten(node: fx.Node, sizes: Sizes) -> fx.Node:
     before, after = first % max(1, count), last % max(1, count) + 1
     merged: int | fx.Node = 1
     for side in sides[before:after]:
-        merged = _product(merged, side, node)
+        merged = _product(merged, side, node, sizes)
     return _view(node, [*sides[:before], merged, *sides[after:]], sizes)
 
 
@@ -122,17 +128,23 @@ def _size(source: fx.Node, axis: int, like: fx.Node, sizes: Sizes) -> int | fx.N
     if isinstance(side, int):
         return side
     if str(side) not in sizes:
+        factor, symbol = side.node.expr.as_coeff_Mul()
+        if factor.is_Integer and factor > 1 and str(symbol) in sizes:
+            return _product(int(factor), sizes[str(symbol)], like, sizes)
         sizes[str(side)] = _add(ATEN.sym_size.int, (source, axis), like, side)
     return sizes[str(side)]
 
 
-def _product(first: int | fx.Node, second: int | fx.Node, like: fx.Node) -> int | fx.Node:
+def _product(first: int | fx.Node, second: int | fx.Node, like: fx.Node, sizes: Sizes) -> int | fx.Node:
     if isinstance(first, int) and (isinstance(second, int) or first == 1):
         return first * second if isinstance(second, int) else second
     if second == 1:
         return first
     values = [each.meta["val"] if isinstance(each, fx.Node) else each for each in (first, second)]
-    return _add(operator.mul, (first, second), like, values[0] * values[1])
+    value = values[0] * values[1]
+    if str(value) not in sizes:
+        sizes[str(value)] = _add(operator.mul, (first, second), like, value)
+    return sizes[str(value)]
 
 
 def _view(node: fx.Node, shape: Any, sizes: Sizes) -> fx.Node:
@@ -194,6 +206,9 @@ def _detached(node: fx.Node, _: Sizes) -> fx.Node:
     assert isinstance(source, fx.Node)
     return source
 
+
+CHECKS = (ATEN._assert_scalar.default, ATEN.sym_constrain_range_for_size.default)
+"""Operators that check sizes; the exporter drops them."""
 
 REPLACEMENTS: dict[Any, Callable[[fx.Node, Sizes], fx.Node]] = {
     ATEN.flatten.using_ints: _flatten,

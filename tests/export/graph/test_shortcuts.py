@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -18,6 +20,7 @@ from torch.nn import functional
 
 from deploykit.export.graph import decompositions, shortcuts
 from deploykit.export.graph.shortcuts import exporter_shortcuts, optimize
+from deploykit.runtime.session import open_session
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +116,50 @@ def test_the_graph_is_that_of_a_second_trace(
     plain.optimize()
     optimize(quick)
     assert structure(quick.model) == structure(plain.model)
+
+
+@pytest.mark.slow
+def test_a_free_shape_takes_no_second_trace_and_gives_the_same_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = Simple().eval()
+    dim = torch.export.Dim
+    axes = ({0: dim("batch", min=1, max=64), 2: 2 * dim("h", min=1, max=64)},)
+
+    def exported() -> torch.onnx.ONNXProgram:
+        program = torch.onnx.export(
+            network, (torch.zeros(2, 4, 6, 8),), dynamo=True, dynamic_shapes=axes, optimize=False, verbose=False
+        )
+        assert program is not None
+        optimize(program)
+        return program
+
+    plain = exported()
+    done: list[bool] = []
+
+    def seen(program: ExportedProgram, table: Any) -> bool:
+        done.append(decompositions.decompose_in_place(program, table))
+        return done[-1]
+
+    monkeypatch.setattr(shortcuts, "decompose_in_place", seen)
+    with exporter_shortcuts():
+        quick = exported()
+    assert done == [True]
+    assert len(list(quick.model.graph)) <= len(list(plain.model.graph))
+    sessions = []
+    for name, program in (("plain", plain), ("quick", quick)):
+        ir.save(program.model, tmp_path / f"{name}.onnx")
+        sessions.append(open_session(tmp_path / f"{name}.onnx"))
+    (info,) = sessions[0].inputs
+    for shape in ((1, 4, 2, 8), (2, 4, 6, 8), (3, 4, 10, 8)):
+        image = np.random.default_rng(0).random(shape, np.float32)
+        expected, found = (list(session.run({info.name: image}).values()) for session in sessions)
+        with torch.inference_mode():
+            given = network(torch.from_numpy(image))
+        for a, b, c in zip(expected, found, given, strict=True):
+            assert a.shape == b.shape == tuple(c.shape)
+            assert a.tobytes() == b.tobytes()
 
 
 def test_what_was_replaced_is_put_back() -> None:
