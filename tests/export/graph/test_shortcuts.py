@@ -95,21 +95,25 @@ def structure(model: ir.Model) -> list[Any]:
     ]
 
 
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each program was decomposed in place."""
+    found: list[bool] = []
+
+    def seen(program: ExportedProgram, table: Any) -> bool:
+        found.append(decompositions.decompose_in_place(program, table))
+        return found[-1]
+
+    monkeypatch.setattr(shortcuts, "decompose_in_place", seen)
+    return found
+
+
 @pytest.mark.parametrize("batch", [False, True])
 @pytest.mark.parametrize("module", [Simple, Composite])
-def test_the_graph_is_that_of_a_second_trace(
-    module: type[nn.Module], batch: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_graph_is_that_of_a_second_trace(module: type[nn.Module], batch: bool, done: list[bool]) -> None:
     torch.manual_seed(0)
     network = module()
     plain = traced(network, batch)
-    done: list[bool] = []
-
-    def seen(program: ExportedProgram, table: Any) -> bool:
-        done.append(decompositions.decompose_in_place(program, table))
-        return done[-1]
-
-    monkeypatch.setattr(shortcuts, "decompose_in_place", seen)
     with exporter_shortcuts():
         quick = traced(network, batch)
     assert done == [module is Simple]
@@ -119,9 +123,7 @@ def test_the_graph_is_that_of_a_second_trace(
 
 
 @pytest.mark.slow
-def test_a_free_shape_takes_no_second_trace_and_gives_the_same_values(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_free_shape_takes_no_second_trace_and_gives_the_same_values(tmp_path: Path, done: list[bool]) -> None:
     torch.manual_seed(0)
     network = Simple().eval()
     dim = torch.export.Dim
@@ -136,13 +138,6 @@ def test_a_free_shape_takes_no_second_trace_and_gives_the_same_values(
         return program
 
     plain = exported()
-    done: list[bool] = []
-
-    def seen(program: ExportedProgram, table: Any) -> bool:
-        done.append(decompositions.decompose_in_place(program, table))
-        return done[-1]
-
-    monkeypatch.setattr(shortcuts, "decompose_in_place", seen)
     with exporter_shortcuts():
         quick = exported()
     assert done == [True]
