@@ -23,6 +23,9 @@ os.environ["DEPLOYKIT_REFERENCE_CACHE"] = "0"  # tests replace parts of networks
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine takes as long as it takes
 hypothesis.settings.load_profile("untimed")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it for what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start inherits it, too
+
 gc.set_threshold(50_000, 20, 20)  # the default of 700 takes a third of collection and a tenth of the tests
 
 MISSING = {
@@ -62,14 +65,6 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if (nextitem is None or nextitem.path != item.path) and any(gc.get_count()[1:]):  # it made enough to look at
         leave_out()
     return done
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Ctrl-C arrives as on a terminal; a shell lets the jobs that it starts in the background ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

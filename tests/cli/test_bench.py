@@ -283,7 +283,6 @@ def test_an_engine_that_runs_is_measured(
     assert "compute 2.50 2.50 2.50 2.50 2.50 2.50 on the GPU" in told
 
 
-@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_measuring_ends_with_130_and_nothing_else(
     tmp_path: Path,
     image: Path,

@@ -211,7 +211,6 @@ def test_a_folder_without_permission(folder: Path, export: Export) -> None:
     assert "cannot write out/m.onnx: no permission" in line
 
 
-@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("step", ["reading", "building", "fusing", "tracing", "simplifying", "writing", "checking"])
 def test_ctrl_c_at_any_step_ends_with_130(step: str, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     tell = to_onnx.StepTimer.step

@@ -201,7 +201,6 @@ class _Camera:
         return more, image
 
 
-@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_is_how_a_camera_ends(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +217,6 @@ def test_ctrl_c_is_how_a_camera_ends(
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["camera-0.mp4"]
 
 
-@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_leaves_the_frames_of_a_video_that_are_done(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,6 @@ def _stopped(command: list[str], number: int, heard: Path) -> tuple[int, list[di
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-@pytest.mark.usefixtures("ctrl_c")
 def test_a_signal_leaves_whole_files_and_a_second_run_completes_them(
     model: Path, folder: Path, tmp_path: Path, number: int, code: int, word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

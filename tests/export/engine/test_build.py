@@ -467,7 +467,6 @@ def test_what_fails_in_the_building_thread_reaches_the_caller(
     assert error in (caught.value, caught.value.__cause__, getattr(caught.value.__cause__, "__cause__", None))
 
 
-@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("times", [1, 3])
 @rtx
 def test_ctrl_c_ends_a_build_and_leaves_nothing(times: int, tmp_path: Path, exported: Path) -> None:

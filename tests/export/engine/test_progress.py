@@ -84,7 +84,6 @@ def test_the_share_never_falls_and_stays_between_0_and_1(told_events: list[tuple
     assert all(0 <= share <= 1 for share in shares)
 
 
-@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("times", [1, 3])
 def test_ctrl_c_waits_for_the_builder_however_often_it_is_pressed(times: int) -> None:
     ended: list[bool] = []

@@ -282,7 +282,7 @@ def test_an_event_loop_gives_up_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="Ctrl-C cannot be sent to this process alone")
-def test_ctrl_c_ends_a_run_in_a_program_that_asks_for_it(tmp_path: Path, ctrl_c: None) -> None:
+def test_ctrl_c_ends_a_run_in_a_program_that_asks_for_it(tmp_path: Path) -> None:
     with deploykit.load(write_endless_model(tmp_path / "m.onnx"), threads=1) as model:
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
