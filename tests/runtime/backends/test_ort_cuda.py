@@ -161,7 +161,7 @@ def test_an_output_whose_shape_follows_from_the_inputs_is_no_hindrance(tmp_path:
     assert not has_free_sides(path)
     with open_session(path, provider="cuda") as session:
         assert session.run({"images": NOISE})["output"].shape == (1, 64, 10)
-        assert session.runs.graph  # type: ignore[attr-defined]
+        assert session.runs.graph  # type: ignore[attr-defined]  # of ONNX Runtime's sessions
 
 
 @pytest.mark.parametrize(("batch", "free"), [(1, False), ("batch", True)])
@@ -194,7 +194,7 @@ def test_outputs_do_not_depend_on_the_runs_before(batches: list[int], tmp_path_f
 def test_a_graph_is_not_replayed_for_another_shape(model: Path, gpu: SharedGpu) -> None:
     """It would give the output of the shape that it captured, without an error."""
     with open_session(model, provider="cuda") as session:
-        runs = session.runs  # type: ignore[attr-defined]
+        runs = session.runs  # type: ignore[attr-defined]  # of ONNX Runtime's sessions
         assert runs.graph
         allocations = gpu.allocations
         with (

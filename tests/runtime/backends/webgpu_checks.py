@@ -103,7 +103,7 @@ def test_the_layout_that_is_avoided_is_wrong(tmp_path: Path, monkeypatch: pytest
 def test_binding_gives_the_same_values(tmp_path: Path) -> None:
     path = write_network(tmp_path / "network.onnx", (3, 8))
     with open_session(path, provider="webgpu") as session:
-        raw, images = session._session, noise(1, 3, 8, 8)  # type: ignore[attr-defined]
+        raw, images = session._session, noise(1, 3, 8, 8)  # type: ignore[attr-defined]  # ONNX Runtime's own
         binding = raw.io_binding()
         binding.bind_cpu_input("images", images)
         binding.bind_output("output", "webgpu")
